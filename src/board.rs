@@ -1,0 +1,215 @@
+//! What the writer lets everyone see: who holds it, what it measured, how far it got, whether it still writes.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rusqlite::InterruptHandle;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::error::Cause;
+use crate::label::Label;
+use crate::lane::Lane;
+use crate::service::ShutdownReport;
+use crate::stats::{Stats, WriterStats};
+use crate::sync::lock;
+use crate::token::CommitToken;
+
+/// Shared by the writer, the housekeeper and every handle.
+pub(crate) struct Board {
+    /// Which opening of the database this is.
+    opening: u64,
+    groups: AtomicU64,
+    holder: Mutex<Option<Held>>,
+    stopped: Mutex<Option<Cause>>,
+    interrupt: Mutex<Option<InterruptHandle>>,
+    drain_until: Mutex<Option<Instant>>,
+    pub(crate) stats: Mutex<WriterStats>,
+    pub(crate) wal: WalGauge,
+    /// Commands that never reached the queue, and commands taken back from it.
+    refused: AtomicU64,
+    withdrawn: AtomicU64,
+    /// Set once, when everything is closed.
+    pub(crate) closed: watch::Sender<Option<ShutdownReport>>,
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            opening: u64::try_from(since_1970.as_micros()).unwrap_or_default(),
+            groups: AtomicU64::new(0),
+            holder: Mutex::default(),
+            stopped: Mutex::default(),
+            interrupt: Mutex::default(),
+            drain_until: Mutex::default(),
+            stats: Mutex::default(),
+            wal: WalGauge::default(),
+            refused: AtomicU64::new(0),
+            withdrawn: AtomicU64::new(0),
+            closed: watch::Sender::new(None),
+        }
+    }
+
+    /// The token of the newest commit.
+    pub(crate) fn last_commit(&self) -> CommitToken {
+        CommitToken { opening: self.opening, group: self.groups.load(Ordering::Acquire) }
+    }
+
+    /// Counts a commit; only the writer does.
+    pub(crate) fn committed(&self) -> CommitToken {
+        let group = self.groups.fetch_add(1, Ordering::AcqRel) + 1;
+        CommitToken { opening: self.opening, group }
+    }
+
+    /// Writing has stopped for good, for this reason; the first one stays.
+    pub(crate) fn stop(&self, cause: Cause) {
+        tracing::error!(error = %cause.as_sqlite(), "the service has stopped writing");
+        lock(&self.stopped).get_or_insert(cause);
+    }
+
+    pub(crate) fn stopped(&self) -> Option<Cause> {
+        lock(&self.stopped).clone()
+    }
+
+    pub(crate) fn set_interrupt(&self, handle: InterruptHandle) {
+        *lock(&self.interrupt) = Some(handle);
+    }
+
+    /// Ends the statement that the writer runs now, if it runs one.
+    pub(crate) fn interrupt(&self) {
+        if let Some(handle) = &*lock(&self.interrupt) {
+            handle.interrupt();
+        }
+    }
+
+    /// Until when accepted commands are finished once the service closes; the first word counts.
+    pub(crate) fn set_drain_until(&self, limit: Instant) {
+        lock(&self.drain_until).get_or_insert(limit);
+    }
+
+    pub(crate) fn drain_until(&self) -> Option<Instant> {
+        *lock(&self.drain_until)
+    }
+
+    pub(crate) fn count_withdrawn(&self) {
+        self.withdrawn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The writer begins to hold the write lock, or goes on to another phase of holding it.
+    pub(crate) fn hold(&self, phase: Phase) {
+        let now = Instant::now();
+        let mut holder = lock(&self.holder);
+        let since = holder.as_ref().map_or(now, |held| held.since);
+        *holder = Some(Held { phase, since, phase_since: now });
+    }
+
+    /// The writer has let go.
+    pub(crate) fn let_go(&self) {
+        *lock(&self.holder) = None;
+    }
+
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        lock(&self.holder).as_ref().map(|held| Holder {
+            phase: held.phase.clone(),
+            held: held.since.elapsed(),
+            in_phase: held.phase_since.elapsed(),
+        })
+    }
+
+    pub(crate) fn summarize(&self, stats: &mut Stats) {
+        lock(&self.stats).summarize(stats);
+        stats.commands.refused = self.refused.load(Ordering::Relaxed);
+        stats.commands.withdrawn = self.withdrawn.load(Ordering::Relaxed);
+        stats.wal_pages = self.wal.pages();
+        stats.wal_pages_max = self.wal.pages_max.load(Ordering::Relaxed);
+        stats.page_bytes = self.wal.page_bytes.load(Ordering::Relaxed);
+        stats.checkpoints = self.wal.checkpoints.load(Ordering::Relaxed);
+        stats.checkpoints_blocked = self.wal.checkpoints_blocked.load(Ordering::Relaxed);
+        stats.wal_restarts = self.wal.restarts.load(Ordering::Relaxed);
+    }
+}
+
+struct Held {
+    phase: Phase,
+    since: Instant,
+    phase_since: Instant,
+}
+
+/// Who holds the writer now, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// What the writer is doing.
+    pub phase: Phase,
+    /// How long the write lock has been held, or waited for.
+    pub held: Duration,
+    /// How long the writer has been in this phase.
+    pub in_phase: Duration,
+}
+
+/// What the writer does while it holds, or waits for, the write lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// It waits for another process to release the lock.
+    Begin,
+    /// It runs a command.
+    Command {
+        /// The label of the command.
+        label: Label,
+        /// The lane it came from.
+        lane: Lane,
+    },
+    /// It commits.
+    Commit,
+    /// It begins the WAL anew.
+    Checkpoint,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Begin => f.write_str("waiting for another process"),
+            Self::Command { label, lane } => write!(f, "{label} ({lane})"),
+            Self::Commit => f.write_str("commit"),
+            Self::Checkpoint => f.write_str("checkpoint"),
+        }
+    }
+}
+
+/// The size of the WAL, as the writer and the checkpoints last saw it.
+#[derive(Default)]
+pub(crate) struct WalGauge {
+    pages: AtomicU64,
+    pages_max: AtomicU64,
+    page_bytes: AtomicU64,
+    pub(crate) checkpoints: AtomicU64,
+    pub(crate) checkpoints_blocked: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+}
+
+impl WalGauge {
+    pub(crate) fn set_page_bytes(&self, bytes: u64) {
+        self.page_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_pages(&self, pages: u64) {
+        self.pages.store(pages, Ordering::Relaxed);
+        self.pages_max.fetch_max(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages() * self.page_bytes.load(Ordering::Relaxed)
+    }
+}

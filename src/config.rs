@@ -1,0 +1,330 @@
+//! What a service can set, with units, defaults and the reason for each.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// How much an acknowledged write survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Acknowledged writes survive a crash of the process, but a power loss may drop the newest of them.
+    ///
+    /// `synchronous=NORMAL`: SQLite does not sync the WAL at COMMIT
+    /// (<https://www.sqlite.org/pragma.html#pragma_synchronous>). The database is never corrupted by it.
+    Normal,
+    /// Acknowledged writes survive a power loss (the default).
+    ///
+    /// `synchronous=FULL`: SQLite syncs the WAL at every COMMIT. Group commit shares that cost.
+    #[default]
+    Full,
+}
+
+/// Settings of a service; every field has a default, so a configuration file names only what it changes.
+///
+/// Durations are written in milliseconds under the name of the field plus `_ms`. Unknown fields and values
+/// that make no sense are refused with the name of the field, when read and again at open.
+///
+/// ```
+/// use solewriter::Config;
+/// # #[derive(serde::Deserialize)] struct App { database: Config }
+/// let app: App = toml::from_str("[database]\ngroup_hold_max_ms = 10\nreaders = 8")?;
+/// assert_eq!(app.database.group_hold_max.as_millis(), 10);
+/// assert_eq!(app.database.queue_commands_max, Config::default().queue_commands_max);
+///
+/// let error = toml::from_str::<Config>("readers = 0").unwrap_err();
+/// assert!(error.to_string().contains("readers"));
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", deny_unknown_fields, default)]
+pub struct Config {
+    /// Prefix of the names of the service's threads.
+    ///
+    /// Default: `solewriter`. Linux shows 15 bytes of a thread's name, so keep it short.
+    pub name: String,
+
+    /// Whether open creates the database file if there is none. Default: true.
+    pub create: bool,
+
+    /// How much acknowledged writes survive unless a command asks for something else.
+    ///
+    /// Default: [`Durability::Full`], because "acknowledged" should mean it; group commit pays for it.
+    pub durability: Durability,
+
+    /// Whether SQLite enforces foreign keys. Default: true.
+    pub foreign_keys: bool,
+
+    /// How long the writer waits for the write lock of another process before a group fails as busy.
+    ///
+    /// Default: 10 s. Between commands of this service there is nothing to wait for.
+    #[serde(rename = "busy_timeout_ms", with = "millis")]
+    pub busy_timeout: Duration,
+
+    /// SQLite's page cache, in bytes, for each connection. Default: 64 MiB.
+    pub cache_bytes: u64,
+
+    /// How much of the file SQLite may map into memory, in bytes, for each connection. Default: 256 MiB.
+    pub mmap_bytes: u64,
+
+    /// How many prepared statements each connection keeps. Default: 128.
+    pub statement_cache_capacity: usize,
+
+    /// How many commands may wait in each lane. Default: 16,384 (about 8 MiB beyond their payload).
+    pub queue_commands_max: usize,
+
+    /// How many bytes of payload may wait in each lane, and so the largest command. Default: 64 MiB.
+    pub queue_bytes_max: usize,
+
+    /// How long a submission waits for room in its lane before it fails as full. Default: 30 s.
+    #[serde(rename = "queue_wait_max_ms", with = "millis")]
+    pub queue_wait_max: Duration,
+
+    /// How many commands one COMMIT may cover. Default: 4,096. With 1 there is no batching at all.
+    pub group_commands_max: usize,
+
+    /// How long a group may hold the write lock before it closes. Default: 25 ms.
+    ///
+    /// Checked before each command starts, with the time its label is expected to take.
+    #[serde(rename = "group_hold_max_ms", with = "millis")]
+    pub group_hold_max: Duration,
+
+    /// How long the writer waits for company after the first command of a group. Default: 0.
+    ///
+    /// Commands that wait together are committed together anyway; a delay helps only where COMMIT is very
+    /// slow and callers come one at a time.
+    #[serde(rename = "group_linger_ms", with = "millis")]
+    pub group_linger: Duration,
+
+    /// How long a group of bulk and maintenance commands may hold the write lock. Default: 8 ms.
+    ///
+    /// Import batches aim at it: it bounds how long an interactive command waits behind them.
+    #[serde(rename = "bulk_hold_target_ms", with = "millis")]
+    pub bulk_hold_target: Duration,
+
+    /// The share of the writer's time the bulk lane has for certain while interactive commands wait.
+    /// Default: 20 %.
+    pub bulk_share_percent: u8,
+
+    /// The share of the writer's time the maintenance lane has for certain while others wait. Default: 5 %.
+    pub maintenance_share_percent: u8,
+
+    /// How long the writer may be held before a warning says by whom. Default: 1 s.
+    #[serde(rename = "hold_warning_ms", with = "millis")]
+    pub hold_warning: Duration,
+
+    /// How many read-only connections are kept open. Default: 5.
+    pub readers: usize,
+
+    /// How many more may be opened while all of these are in use. Default: 10.
+    pub readers_overflow: usize,
+
+    /// How long a read waits for a free connection. Default: 10 s.
+    #[serde(rename = "reader_wait_max_ms", with = "millis")]
+    pub reader_wait_max: Duration,
+
+    /// The age at which a read-only connection is closed and opened anew. Default: 1 h.
+    #[serde(rename = "reader_age_max_ms", with = "millis")]
+    pub reader_age_max: Duration,
+
+    /// The WAL size the service keeps to while no reader pins the WAL, in bytes. Default: 64 MiB.
+    pub wal_target_bytes: u64,
+
+    /// How many pages are written to the WAL between two checkpoints. Default: 1,000.
+    pub checkpoint_pages: u32,
+
+    /// How long shutdown may take when the last handle is dropped, and how long an open waits for a
+    /// shutdown of the same file in this process. Default: 10 s.
+    #[serde(rename = "shutdown_wait_max_ms", with = "millis")]
+    pub shutdown_wait_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self {
+            name: "solewriter".into(),
+            create: true,
+            durability: Durability::Full,
+            foreign_keys: true,
+            busy_timeout: Duration::from_secs(10),
+            cache_bytes: 64 * MIB,
+            mmap_bytes: 256 * MIB,
+            statement_cache_capacity: 128,
+            queue_commands_max: 16_384,
+            queue_bytes_max: 64 * MIB as usize,
+            queue_wait_max: Duration::from_secs(30),
+            group_commands_max: 4_096,
+            group_hold_max: Duration::from_millis(25),
+            group_linger: Duration::ZERO,
+            bulk_hold_target: Duration::from_millis(8),
+            bulk_share_percent: 20,
+            maintenance_share_percent: 5,
+            hold_warning: Duration::from_secs(1),
+            readers: 5,
+            readers_overflow: 10,
+            reader_wait_max: Duration::from_secs(10),
+            reader_age_max: Duration::from_secs(3600),
+            wal_target_bytes: 64 * MIB,
+            checkpoint_pages: 1_000,
+            shutdown_wait_max: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// Checks every value; open and deserialisation do this too.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field whose value makes no sense.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        // SQLite counts milliseconds, pages and KiB in signed 32-bit integers; a day and a TiB are far below.
+        const DAY: Duration = Duration::from_secs(86_400);
+        const TIB: u64 = 1 << 40;
+        let shares = u32::from(self.bulk_share_percent) + u32::from(self.maintenance_share_percent);
+        let rules: [(&'static str, bool, &'static str); 21] = [
+            ("name", !self.name.is_empty() && !self.name.contains('\0'), "must be text without NUL"),
+            ("busy_timeout_ms", self.busy_timeout <= DAY, "must be at most a day"),
+            ("cache_bytes", (1024..=TIB).contains(&self.cache_bytes), "must be between 1 KiB and 1 TiB"),
+            ("mmap_bytes", self.mmap_bytes <= TIB, "must be at most 1 TiB"),
+            ("statement_cache_capacity", self.statement_cache_capacity <= 65_536, "must be at most 65536"),
+            ("queue_commands_max", in_queue_range(self.queue_commands_max), "must be between 1 and 2^30"),
+            ("queue_bytes_max", in_queue_range(self.queue_bytes_max), "must be between 1 and 2^30"),
+            ("queue_wait_max_ms", self.queue_wait_max <= DAY, "must be at most a day"),
+            ("group_commands_max", self.group_commands_max > 0, "must be at least 1"),
+            ("group_hold_max_ms", positive(self.group_hold_max), "must be more than 0 and at most a day"),
+            (
+                "group_linger_ms",
+                self.group_linger <= self.group_hold_max,
+                "must not exceed group_hold_max_ms",
+            ),
+            ("bulk_hold_target_ms", positive(self.bulk_hold_target), "must be more than 0 and at most a day"),
+            ("bulk_share_percent", self.bulk_share_percent > 0, "must be at least 1, else bulk starves"),
+            (
+                "maintenance_share_percent",
+                self.maintenance_share_percent > 0,
+                "must be at least 1, else maintenance starves",
+            ),
+            (
+                "bulk_share_percent",
+                shares <= 90,
+                "and maintenance_share_percent must leave 10 to interactive",
+            ),
+            ("hold_warning_ms", positive(self.hold_warning), "must be more than 0 and at most a day"),
+            ("readers", (1..=1_000).contains(&self.readers), "must be between 1 and 1000"),
+            ("readers_overflow", self.readers_overflow <= 1_000, "must be at most 1000"),
+            ("reader_age_max_ms", !self.reader_age_max.is_zero(), "must be more than 0"),
+            (
+                "wal_target_bytes",
+                (65_536..=TIB).contains(&self.wal_target_bytes),
+                "must be between 64 KiB and 1 TiB",
+            ),
+            ("checkpoint_pages", self.checkpoint_pages > 0, "must be at least 1"),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((field, _, reason)) => Err(ConfigError { field, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// The first field in which two configurations differ.
+    pub(crate) fn first_difference(&self, other: &Self) -> Option<&'static str> {
+        macro_rules! first_difference {
+            ($($field:ident),*) => {{
+                // Naming every field here makes the compiler refuse one that is forgotten.
+                let Self { $($field),* } = self;
+                $(if *$field != other.$field { return Some(stringify!($field)); })*
+                None
+            }};
+        }
+        first_difference!(
+            name,
+            create,
+            durability,
+            foreign_keys,
+            busy_timeout,
+            cache_bytes,
+            mmap_bytes,
+            statement_cache_capacity,
+            queue_commands_max,
+            queue_bytes_max,
+            queue_wait_max,
+            group_commands_max,
+            group_hold_max,
+            group_linger,
+            bulk_hold_target,
+            bulk_share_percent,
+            maintenance_share_percent,
+            hold_warning,
+            readers,
+            readers_overflow,
+            reader_wait_max,
+            reader_age_max,
+            wal_target_bytes,
+            checkpoint_pages,
+            shutdown_wait_max
+        )
+    }
+}
+
+fn positive(duration: Duration) -> bool {
+    !duration.is_zero() && duration <= Duration::from_secs(86_400)
+}
+
+fn in_queue_range(permits: usize) -> bool {
+    (1..=1 << 30).contains(&permits)
+}
+
+// The derive above writes inherent functions (`remote = "Self"`); these add what a derive can't: the name of
+// the field in every error, whatever the format, and the check of the values.
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+        let config = match Self::deserialize(tracked) {
+            Ok(config) => config,
+            Err(error) => return Err(D::Error::custom(format_args!("{}: {error}", track.path()))),
+        };
+        config.validate().map_err(D::Error::custom)?;
+        Ok(config)
+    }
+}
+
+impl Serialize for Config {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+/// A configuration value that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The field, as it is written in a configuration file.
+    pub field: &'static str,
+    /// What the value must be.
+    pub reason: &'static str,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.field, self.reason)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Durations as whole milliseconds.
+mod millis {
+    use super::{Deserialize, Deserializer, Duration, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}

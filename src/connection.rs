@@ -1,0 +1,233 @@
+//! Opens a connection for its role, and sets and verifies every setting of it.
+
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags};
+
+use crate::config::{Config, Durability};
+use crate::error::OpenErrorReason;
+
+/// The first version without the WAL-reset bug, which corrupts a database that one connection writes while
+/// another checkpoints: just what this crate does (<https://www.sqlite.org/wal.html#walresetbug>).
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+
+/// Which file, and through which VFS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Location {
+    pub(crate) path: PathBuf,
+    /// `None` is SQLite's default.
+    pub(crate) vfs: Option<String>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Writer,
+    Checkpointer,
+    Reader,
+}
+
+impl Role {
+    pub(crate) fn flags(self) -> OpenFlags {
+        // Each connection stays on one thread, so SQLite's own mutexes would only cost time. No URIs: a path
+        // from a user could carry options.
+        OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | match self {
+                Self::Writer | Self::Checkpointer => OpenFlags::SQLITE_OPEN_READ_WRITE,
+                Self::Reader => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            }
+    }
+}
+
+pub(crate) fn require_sqlite_version() -> Result<(), OpenErrorReason> {
+    if rusqlite::version_number() < SQLITE_VERSION_MIN {
+        return Err(OpenErrorReason::SqliteTooOld { version: rusqlite::version() });
+    }
+    Ok(())
+}
+
+/// Fails if the file is neither empty nor a database, and changes nothing, not even the -wal or -shm file.
+pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReason> {
+    // `immutable` makes SQLite read the file alone, without locks, WAL or shared memory.
+    let path = location.path.to_string_lossy();
+    let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let uri = format!("file:{path}?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = match &location.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(uri, flags, vfs.as_str()),
+        None => Connection::open_with_flags(uri, flags),
+    }?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
+    Ok(())
+}
+
+pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<Connection, OpenErrorReason> {
+    let connection = match &location.vfs {
+        Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
+        None => Connection::open_with_flags(&location.path, role.flags()),
+    }?;
+    configure(&connection, role, config)?;
+    Ok(connection)
+}
+
+/// Makes every setting that matters explicit, and reads it back: another build of SQLite may have other
+/// defaults, and a pragma it does not know is silently ignored.
+pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) -> Result<(), OpenErrorReason> {
+    connection.set_prepared_statement_cache_capacity(config.statement_cache_capacity);
+    // First, since reading the schema may meet a lock (recovery, the last close of another process).
+    connection.busy_timeout(config.busy_timeout)?;
+    let cache_kib = i64::try_from(config.cache_bytes / 1024).unwrap_or(i64::MAX);
+    let reader = role == Role::Reader;
+    if !reader {
+        set(connection, "journal_mode", "wal", "wal")?;
+    }
+    let integers = [
+        ("synchronous", synchronous(config.durability)),
+        ("foreign_keys", config.foreign_keys.into()),
+        ("temp_store", 2),
+        ("cache_size", -cache_kib),
+        ("mmap_size", config.mmap_bytes.cast_signed()),
+        // Inside COMMIT a checkpoint is the largest source of delay, and its errors are swallowed.
+        ("wal_autocheckpoint", 0),
+        ("query_only", reader.into()),
+    ];
+    for (name, value) in integers {
+        let value = value.to_string();
+        set(connection, name, &value, &value)?;
+    }
+    if !reader {
+        // A WAL that once grew beyond its target gives the space back when it begins anew.
+        let limit = config.wal_target_bytes.to_string();
+        set(connection, "journal_size_limit", &limit, &limit)?;
+    }
+    #[cfg(target_vendor = "apple")]
+    set(connection, "fullfsync", "1", "1")?;
+    Ok(())
+}
+
+/// Sets how much a commit survives; between transactions only, SQLite can't change it inside one.
+pub(crate) fn set_durability(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", synchronous(durability))
+}
+
+pub(crate) fn page_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.pragma_query_value(None, "page_size", |row| Ok(row.get::<_, u32>(0)?.into()))
+}
+
+thread_local! {
+    static WAL_PAGES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Lets SQLite tell the size of the WAL at every commit of this connection.
+///
+/// After [`configure`], since setting `wal_autocheckpoint` replaces the hook
+/// (<https://www.sqlite.org/c3ref/wal_hook.html>). The hook can't fail: an error would make COMMIT report a
+/// failure although it has happened.
+pub(crate) fn watch_wal(connection: &Connection) {
+    connection.wal_hook(Some(|_, pages| {
+        WAL_PAGES.set(pages.unsigned_abs().into());
+        Ok(())
+    }));
+}
+
+/// The pages in the WAL after the newest commit on this thread.
+pub(crate) fn wal_pages() -> u64 {
+    WAL_PAGES.get()
+}
+
+fn synchronous(durability: Durability) -> i64 {
+    match durability {
+        Durability::Normal => 1,
+        Durability::Full => 2,
+    }
+}
+
+fn set(
+    connection: &Connection,
+    name: &'static str,
+    value: &str,
+    wanted: &str,
+) -> Result<(), OpenErrorReason> {
+    // Some pragmas answer with a row when set, some do not.
+    let mut statement = connection.prepare(&format!("PRAGMA {name} = {value}"))?;
+    let mut rows = statement.query(())?;
+    while rows.next()?.is_some() {}
+    let found = connection.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, Value>(0));
+    let found = match found {
+        Ok(Value::Integer(number)) => number.to_string(),
+        Ok(Value::Text(text)) => text,
+        // A VFS that can't map files has no `mmap_size` to answer with, and reads files instead.
+        Err(rusqlite::Error::QueryReturnedNoRows) if name == "mmap_size" => return Ok(()),
+        Ok(_) | Err(rusqlite::Error::QueryReturnedNoRows) => "nothing".into(),
+        Err(error) => return Err(error.into()),
+    };
+    if found == wanted {
+        return Ok(());
+    }
+    Err(OpenErrorReason::Pragma { name, wanted: wanted.into(), found })
+}
+
+/// Closes a connection; one that user code left a statement of is given up instead.
+pub(crate) fn close(connection: Connection) {
+    if let Err((connection, error)) = connection.close() {
+        tracing::error!(%error, "a connection could not be closed and is leaked");
+        // Dropping it would panic, since SQLite refuses to close it.
+        let _leaked = ManuallyDrop::new(connection);
+    }
+}
+
+/// Makes the last close of the database leave the WAL as it is, for a recovery at the next open.
+pub(crate) fn leave_wal_alone(connection: &Connection) {
+    let set = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    if let Err(error) = set {
+        tracing::error!(%error, "could not keep SQLite from a checkpoint at close");
+    }
+}
+
+/// A checkpoint, as `PRAGMA wal_checkpoint` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CheckpointMode {
+    /// Copies what it can without waiting for anyone.
+    Passive,
+    /// Copies everything, then begins the WAL anew.
+    Restart,
+    /// Copies everything, then empties the WAL file.
+    Truncate,
+}
+
+/// What a checkpoint did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpointed {
+    /// A reader, a writer or another checkpoint was in the way.
+    pub(crate) blocked: bool,
+    /// Pages in the WAL.
+    pub(crate) wal_pages: u64,
+    /// Pages of these that are in the database file now.
+    pub(crate) copied_pages: u64,
+}
+
+/// Runs a checkpoint that waits for readers for at most `wait`.
+pub(crate) fn checkpoint(
+    connection: &Connection,
+    mode: CheckpointMode,
+    wait: Duration,
+    config: &Config,
+) -> rusqlite::Result<Checkpointed> {
+    let sql = match mode {
+        CheckpointMode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        CheckpointMode::Restart => "PRAGMA wal_checkpoint(RESTART)",
+        CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    connection.busy_timeout(wait)?;
+    let result = connection.query_row(sql, (), |row| {
+        let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
+        Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
+    });
+    connection.busy_timeout(config.busy_timeout)?;
+    result
+}

@@ -1,0 +1,370 @@
+//! The handle.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::Stream;
+use rusqlite::Row;
+
+use crate::blocking::BlockingDatabase;
+use crate::board::Holder;
+use crate::command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
+use crate::config::Config;
+use crate::error::{OpenError, OpenErrorReason, ShutdownError, WriteError};
+use crate::import::Import;
+use crate::label::Label;
+use crate::lane::Lane;
+use crate::open;
+use crate::read::Read;
+use crate::service::{Drain, Service, ShutdownReport};
+use crate::stats::Stats;
+use crate::token::CommitToken;
+use crate::transaction::{ReadTransaction, WriteTransaction};
+use crate::write::{Receipt, Write};
+
+/// A handle of an open database: cheap to clone, to be shared by everything that reads or writes.
+///
+/// All handles of one file in one process share one writer thread and one pool of readers. When the last one
+/// is dropped, the database is closed in the background; a process that exits right then loses what was not
+/// yet acknowledged, so end with [`shutdown`](Self::shutdown).
+#[derive(Clone)]
+pub struct Database {
+    service: Arc<Service>,
+}
+
+impl Database {
+    /// Opens the database at `path` with the default [`Config`], and creates it if there is none.
+    ///
+    /// A file that this process has open already, by whatever path, gives a handle of the same service.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what stood in the way; nothing was created or changed then.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime. [`Builder::open_blocking`] needs none.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("app.db");
+    /// use solewriter::Database;
+    ///
+    /// let db = Database::open(&path).await?;
+    /// db.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL)", ()).await?;
+    /// let id = db
+    ///     .write("notes.add", |tx| {
+    ///         tx.execute("INSERT INTO notes (text) VALUES (?1)", ["first"])?;
+    ///         Ok(tx.last_insert_rowid())
+    ///     })
+    ///     .await?;
+    /// assert_eq!(id, 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::builder(path).open().await
+    }
+
+    /// Prepares to open the database at `path` with settings of its own.
+    pub fn builder(path: impl AsRef<Path>) -> Builder {
+        Builder { path: path.as_ref().into(), vfs: None, config: Config::default() }
+    }
+
+    /// Runs a closure on the writer thread and answers after the group it joined has been committed.
+    ///
+    /// The closure runs at most once, and alone: no other write happens meanwhile. So it must not wait for
+    /// anything but the transaction it is given. What it returns as an error undoes all of its writes and
+    /// none of its neighbours'.
+    ///
+    /// # Errors
+    /// [`WriteError`] tells whether the command ran, whether it is committed, and whether to retry.
+    ///
+    /// # Cancel safety
+    /// As that of [`Write`].
+    pub fn write<F, T>(&self, label: impl Into<Label>, closure: F) -> Write<'_, Once<F, T, rusqlite::Error>>
+    where
+        F: FnOnce(&mut WriteTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.write_or_reject(label, closure)
+    }
+
+    /// As [`write`](Self::write), for closures that can refuse with an error type of their own.
+    ///
+    /// # Errors
+    /// [`WriteError::Command`] holds the closure's own error; the rest as with `write`.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// use solewriter::WriteError;
+    ///
+    /// #[derive(Debug, PartialEq)]
+    /// enum Refusal { SoldOut, Sqlite(rusqlite::Error) }
+    /// impl From<rusqlite::Error> for Refusal {
+    ///     fn from(error: rusqlite::Error) -> Self { Self::Sqlite(error) }
+    /// }
+    ///
+    /// db.execute("CREATE TABLE stock (item TEXT PRIMARY KEY, count INTEGER)", ()).await?;
+    /// let refused = db
+    ///     .write_or_reject("orders.place", |tx| {
+    ///         let sold = tx.execute("UPDATE stock SET count = count - 1 WHERE item = 'tea' AND count > 0", ())?;
+    ///         if sold == 1 { Ok(()) } else { Err(Refusal::SoldOut) }
+    ///     })
+    ///     .await;
+    /// assert!(matches!(refused, Err(WriteError::Command(Refusal::SoldOut))));
+    /// # Ok(()) }
+    /// ```
+    pub fn write_or_reject<F, T, E>(&self, label: impl Into<Label>, closure: F) -> Write<'_, Once<F, T, E>>
+    where
+        F: FnOnce(&mut WriteTransaction<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        self.request(label, Lane::Interactive, Once::new(closure))
+    }
+
+    /// As [`write`](Self::write), for closures that may be run again after a neighbour's failure.
+    ///
+    /// The closure must be free of effects outside the transaction; only its last run counts.
+    ///
+    /// # Errors
+    /// As with `write`.
+    pub fn write_rerunnable<F, T>(
+        &self,
+        label: impl Into<Label>,
+        closure: F,
+    ) -> Write<'_, Rerunnable<F, T, rusqlite::Error>>
+    where
+        F: Fn(&mut WriteTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.request(label, Lane::Interactive, Rerunnable::new(closure))
+    }
+
+    /// Runs one statement and answers how many rows it changed: the shortest way to write.
+    ///
+    /// # Errors
+    /// As with [`write`](Self::write).
+    pub fn execute(
+        &self,
+        sql: impl Into<Cow<'static, str>>,
+        parameters: impl Parameters,
+    ) -> Write<'_, Execute> {
+        self.request("execute", Lane::Interactive, Execute::new(sql.into(), parameters))
+    }
+
+    /// Runs one statement and answers with its rows, each mapped by `map`: for `RETURNING`.
+    ///
+    /// # Errors
+    /// As with [`write`](Self::write).
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT)", ()).await?;
+    /// let ids: Vec<i64> = db
+    ///     .execute_returning("INSERT INTO t (x) VALUES (?1), (?2) RETURNING id", ("a", "b"), |row| row.get(0))
+    ///     .await?;
+    /// assert_eq!(ids, [1, 2]);
+    /// # Ok(()) }
+    /// ```
+    pub fn execute_returning<F, T>(
+        &self,
+        sql: impl Into<Cow<'static, str>>,
+        parameters: impl Parameters,
+        map: F,
+    ) -> Write<'_, ExecuteReturning<F>>
+    where
+        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let statement = Execute::new(sql.into(), parameters);
+        self.request("execute_returning", Lane::Interactive, ExecuteReturning::new(statement, map))
+    }
+
+    /// Runs a typed [`Command`] in its lane, under its name.
+    ///
+    /// # Errors
+    /// [`WriteError::Command`] holds the command's own error; the rest as with [`write`](Self::write).
+    pub fn send<C: Command>(&self, command: C) -> Write<'_, Typed<C>> {
+        self.request(C::NAME, C::LANE, Typed(command))
+    }
+
+    /// Waits until a typed [`Command`] is accepted; the receipt waits for the COMMIT.
+    ///
+    /// Short for `send(command).submit()`, which every kind of write has.
+    ///
+    /// # Errors
+    /// [`WriteError::NotStarted`] if it could not be accepted.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is ready, the command never runs.
+    pub async fn submit<C: Command>(&self, command: C) -> Result<Receipt<Typed<C>>, WriteError<C::Error>> {
+        self.send(command).submit().await
+    }
+
+    /// Runs a closure on a read-only connection. It sees every write that was acknowledged before.
+    ///
+    /// # Errors
+    /// [`ReadError`](crate::ReadError) tells what stood in the way.
+    ///
+    /// # Cancel safety
+    /// As that of [`Read`].
+    pub fn read<F, T>(&self, label: impl Into<Label>, closure: F) -> Read<'_, F>
+    where
+        F: FnOnce(&ReadTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        Read::new(&self.service, label.into(), None, closure)
+    }
+
+    /// As [`read`](Self::read), for closures with an error type of their own.
+    ///
+    /// # Errors
+    /// [`ReadError::Query`](crate::ReadError::Query) holds the closure's own error.
+    pub fn read_or_reject<F, T, E>(&self, label: impl Into<Label>, closure: F) -> Read<'_, F>
+    where
+        F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        Read::new(&self.service, label.into(), None, closure)
+    }
+
+    /// As [`read`](Self::read), and sees at least the commit of `token`, which another task may have made.
+    ///
+    /// # Errors
+    /// [`ReadError::ForeignToken`](crate::ReadError::ForeignToken) if the token is from another opening of
+    /// the database.
+    pub fn read_after<F, T>(&self, token: CommitToken, label: impl Into<Label>, closure: F) -> Read<'_, F>
+    where
+        F: FnOnce(&ReadTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        Read::new(&self.service, label.into(), Some(token), closure)
+    }
+
+    /// Prepares to import the items of a stream through the bulk lane.
+    pub fn import<S: Stream>(&self, label: impl Into<Label>, items: S) -> Import<S> {
+        Import::new(self.clone(), label.into(), items)
+    }
+
+    /// The same surface for threads without a runtime.
+    #[must_use]
+    pub fn blocking(&self) -> BlockingDatabase {
+        BlockingDatabase::new(self.clone())
+    }
+
+    /// What the service has measured since it was opened.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.service.stats()
+    }
+
+    /// Who holds the writer now, and since when; `None` while it is idle.
+    #[must_use]
+    pub fn holder(&self) -> Option<Holder> {
+        self.service.board.holder()
+    }
+
+    /// The canonical path of the database file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.service.location.path
+    }
+
+    /// The settings the service runs with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.service.config
+    }
+
+    /// Accepts nothing more, finishes what was accepted within the limit, answers everyone, empties the WAL
+    /// and closes the file. Every other handle finds the service closed.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] if user code still runs on the writer thread after the limit.
+    ///
+    /// # Cancel safety
+    /// Dropped, the shutdown goes on in the background.
+    pub async fn shutdown(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
+        self.service.shutdown(drain).await
+    }
+
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    pub(crate) fn request<W: Work, M>(
+        &self,
+        label: impl Into<Label>,
+        lane: Lane,
+        work: W,
+    ) -> Write<'_, W, M> {
+        Write::new(&self.service, label.into(), lane, work)
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("path", &self.path()).finish_non_exhaustive()
+    }
+}
+
+/// An open that has not happened yet.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is opened before `open`"]
+pub struct Builder {
+    path: PathBuf,
+    vfs: Option<String>,
+    config: Config,
+}
+
+impl Builder {
+    /// Sets every option at once, as read from a file, say.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Names the SQLite VFS to open the file through; for tests that inject faults.
+    #[doc(hidden)]
+    pub fn vfs(mut self, name: impl Into<String>) -> Self {
+        self.vfs = Some(name.into());
+        self
+    }
+
+    /// Opens the database without blocking the runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what stood in the way; nothing was created or changed then.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropped, the open is finished in the background and the database is closed again.
+    pub async fn open(self) -> Result<Database, OpenError> {
+        let path = self.path.clone();
+        let opened = tokio::task::spawn_blocking(move || self.open_blocking()).await;
+        opened.unwrap_or_else(|error| {
+            let reason = OpenErrorReason::Io(std::io::Error::other(error));
+            Err(OpenError { path, reason })
+        })
+    }
+
+    /// Opens the database on this thread; needs no runtime.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_blocking(self) -> Result<Database, OpenError> {
+        open::open(&self.path, self.vfs, self.config).map(|service| Database { service })
+    }
+}

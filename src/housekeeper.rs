@@ -1,0 +1,196 @@
+//! The thread beside the writer: routine checkpoints off the commit path, and a warning while somebody holds
+//! the writer for too long.
+//!
+//! It sleeps without a timer while nothing is written.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::board::{Board, Phase};
+use crate::config::Config;
+use crate::connection::{self, CheckpointMode};
+use crate::sync::lock;
+
+/// The writer's line to the housekeeper.
+#[derive(Default)]
+pub(crate) struct Housekeeping {
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+    watching: AtomicBool,
+    restart: AtomicBool,
+}
+
+#[derive(Default)]
+struct Wanted {
+    checkpoint: bool,
+    watch: bool,
+    stop: bool,
+}
+
+impl Housekeeping {
+    /// The writer begins a group: somebody should look whether it ends.
+    pub(crate) fn watch(&self) {
+        if !self.watching.load(Ordering::Relaxed) && !self.watching.swap(true, Ordering::AcqRel) {
+            self.tell(|wanted| wanted.watch = true);
+        }
+    }
+
+    /// The WAL has grown: checkpoint it.
+    pub(crate) fn checkpoint(&self) {
+        self.tell(|wanted| wanted.checkpoint = true);
+    }
+
+    /// Whether the WAL is near its target, so that the writer should begin it anew. No checkpoint of ours
+    /// runs until the writer has [done so](Self::restarted).
+    pub(crate) fn restart_is_due(&self) -> bool {
+        self.restart.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn restarted(&self) {
+        self.restart.store(false, Ordering::Release);
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Wanted)) {
+        what(&mut lock(&self.wanted));
+        self.changed.notify_one();
+    }
+}
+
+/// The running thread.
+pub(crate) struct Housekeeper {
+    line: Arc<Housekeeping>,
+    thread: JoinHandle<()>,
+}
+
+impl Housekeeper {
+    pub(crate) fn start(
+        connection: Connection,
+        line: Arc<Housekeeping>,
+        board: Arc<Board>,
+        config: Config,
+    ) -> std::io::Result<Self> {
+        let house = House { connection, line: line.clone(), board, config };
+        let name = format!("{}-checkpoint", house.config.name);
+        let thread = std::thread::Builder::new().name(name).spawn(move || house.keep())?;
+        Ok(Self { line, thread })
+    }
+
+    /// Ends the thread and its connection.
+    pub(crate) fn stop(self) {
+        self.line.tell(|wanted| wanted.stop = true);
+        if self.thread.join().is_err() {
+            tracing::error!("the checkpoint thread panicked");
+        }
+    }
+}
+
+struct House {
+    connection: Connection,
+    line: Arc<Housekeeping>,
+    board: Arc<Board>,
+    config: Config,
+}
+
+impl House {
+    fn keep(self) {
+        let mut watch = Watch::default();
+        loop {
+            let wanted = self.wait();
+            if wanted.stop {
+                break;
+            }
+            if wanted.checkpoint && !self.line.restart_is_due() {
+                self.checkpoint();
+            }
+            if self.line.watching.load(Ordering::Acquire) && !watch.look(&self.board, &self.config) {
+                self.line.watching.store(false, Ordering::Release);
+            }
+        }
+        // Frames whose sync may have failed must not reach the database file (reliability: failed COMMIT).
+        if self.board.stopped().is_some() {
+            connection::leave_wal_alone(&self.connection);
+        }
+    }
+
+    /// Waits for something to do; with a timer only while the writer is watched.
+    fn wait(&self) -> Wanted {
+        let mut wanted = lock(&self.line.wanted);
+        while !(wanted.checkpoint || wanted.watch || wanted.stop) {
+            if !self.line.watching.load(Ordering::Acquire) {
+                wanted = self.line.changed.wait(wanted).unwrap_or_else(|error| error.into_inner());
+                continue;
+            }
+            let pause = self.config.hold_warning / 4;
+            let (guard, timeout) =
+                self.line.changed.wait_timeout(wanted, pause).unwrap_or_else(|error| error.into_inner());
+            wanted = guard;
+            if timeout.timed_out() {
+                break;
+            }
+        }
+        std::mem::take(&mut *wanted)
+    }
+
+    fn checkpoint(&self) {
+        if self.board.stopped().is_some() {
+            return;
+        }
+        let wal = &self.board.wal;
+        match connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO, &self.config)
+        {
+            Ok(done) => {
+                wal.checkpoints.fetch_add(1, Ordering::Relaxed);
+                if done.blocked || done.copied_pages < done.wal_pages {
+                    wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
+                }
+                tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
+            }
+            // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.
+            Err(error) => self.board.stop(error.into()),
+        }
+        // At three quarters, so that what is written meanwhile stays below the target.
+        if wal.bytes() >= self.config.wal_target_bytes / 4 * 3 {
+            self.line.restart.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Warns while the writer is held for too long: at the limit, at twice the limit, and so on.
+#[derive(Default)]
+struct Watch {
+    warned: u32,
+    idle_looks: u32,
+}
+
+impl Watch {
+    /// Looks once; false if the writer has been idle for long enough to stop looking.
+    fn look(&mut self, board: &Board, config: &Config) -> bool {
+        let Some(holder) = board.holder() else {
+            self.warned = 0;
+            self.idle_looks += 1;
+            return self.idle_looks < 4;
+        };
+        self.idle_looks = 0;
+        if holder.held < config.hold_warning {
+            self.warned = 0;
+        } else if holder.held >= config.hold_warning * (1 << self.warned.min(20)) {
+            self.warned += 1;
+            let label = match &holder.phase {
+                Phase::Command { label, .. } => Some(&**label),
+                _ => None,
+            };
+            tracing::warn!(
+                label,
+                phase = %holder.phase,
+                held_ms = holder.held.as_millis(),
+                in_phase_ms = holder.in_phase.as_millis(),
+                "the writer is being held for long"
+            );
+        }
+        true
+    }
+}

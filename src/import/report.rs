@@ -1,0 +1,204 @@
+//! What an import tells: how far it is, and how it went.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{RolledBack, WriteError};
+use crate::label::Label;
+
+/// How far an import is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Entries that are committed.
+    pub accepted: u64,
+    /// Entries that have failed.
+    pub failed: u64,
+    /// Batches that are committed.
+    pub batches: u64,
+    /// How many entries there will be, where the stream can tell.
+    pub total: Option<u64>,
+}
+
+/// How an import went, counted from what was committed, not from what was tried.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ImportReport<E> {
+    /// The label of the import.
+    pub label: Label,
+    /// Entries that are committed.
+    pub accepted: u64,
+    /// Entries that failed and left nothing behind.
+    pub failed: u64,
+    /// The first entries that failed, up to `failures_kept`, in the order of their failure.
+    pub failures: Vec<FailedEntry<E>>,
+    /// Batches that were committed.
+    pub batches: u64,
+    /// Batches that were lost and tried again.
+    pub batches_lost: u64,
+    /// The longest a batch's group held the write lock.
+    pub hold_max: Duration,
+    /// The longest a batch waited for the writer.
+    pub wait_max: Duration,
+    /// From the first poll to the last answer.
+    pub total: Duration,
+}
+
+impl<E> ImportReport<E> {
+    pub(super) fn new(label: Label) -> Self {
+        Self {
+            label,
+            accepted: 0,
+            failed: 0,
+            failures: Vec::new(),
+            batches: 0,
+            batches_lost: 0,
+            hold_max: Duration::ZERO,
+            wait_max: Duration::ZERO,
+            total: Duration::ZERO,
+        }
+    }
+}
+
+/// An entry that failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FailedEntry<E> {
+    /// Its place in the stream, from 0.
+    pub index: u64,
+    /// Why it failed.
+    pub error: EntryError<E>,
+}
+
+/// Why an entry failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum EntryError<E> {
+    /// Its preparation returned this error; the writer never saw it.
+    Prepare(E),
+    /// It could not be written; [`WriteError::Command`] holds the error of `apply`.
+    Write(WriteError<E>),
+}
+
+impl<E> fmt::Display for EntryError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prepare(_) => f.write_str("the entry could not be prepared"),
+            Self::Write(_) => f.write_str("the entry could not be written"),
+        }
+    }
+}
+
+impl<E: StdError + 'static> StdError for EntryError<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Prepare(error) => Some(error),
+            Self::Write(error) => Some(error),
+        }
+    }
+}
+
+/// An import that stopped before the end of its stream.
+#[derive(Debug)]
+pub struct ImportError<E> {
+    /// How far it came; everything in it is committed.
+    pub report: Box<ImportReport<E>>,
+    /// Why it stopped.
+    pub failure: ImportFailure,
+}
+
+/// Why an import stopped.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ImportFailure {
+    /// As many entries failed as [`OnError::StopAfter`](super::OnError::StopAfter) allows.
+    TooManyFailures,
+    /// An entry of an all-or-nothing import failed; nothing was imported. The report names the entry.
+    EntryFailed,
+    /// An all-or-nothing import had more entries than
+    /// [`ALL_OR_NOTHING_ENTRIES_MAX`](super::ALL_OR_NOTHING_ENTRIES_MAX); nothing was imported.
+    TooManyEntries,
+    /// This many batches in a row were lost for a reason outside of their entries. The last one is not
+    /// imported, and importing the rest later is safe.
+    BatchesLost {
+        /// How many.
+        batches: u32,
+        /// Why the last one was.
+        last: WriteError<LostBatch>,
+    },
+    /// The writer does not take batches any more, or the outcome of the last one is unknown.
+    Writer(WriteError<LostBatch>),
+}
+
+impl<E> fmt::Display for ImportError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ImportReport { label, accepted, failed, .. } = &*self.report;
+        write!(f, "import {label} stopped after {accepted} entries and {failed} failures: {}", self.failure)
+    }
+}
+
+impl fmt::Display for ImportFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyFailures => f.write_str("too many entries failed; those imported stay"),
+            Self::EntryFailed => f.write_str("an entry failed, so nothing was imported"),
+            Self::TooManyEntries => f.write_str("too many entries for one transaction; nothing was imported"),
+            Self::BatchesLost { batches, .. } => {
+                write!(f, "{batches} batches in a row were lost; import the rest later")
+            }
+            Self::Writer(_) => f.write_str("the writer takes no more batches"),
+        }
+    }
+}
+
+impl<E: fmt::Debug> StdError for ImportError<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.failure {
+            ImportFailure::BatchesLost { last, .. } => Some(last),
+            ImportFailure::Writer(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// SQLite ended the transaction of a batch for a reason outside of its entries: a full disk, say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LostBatch {
+    /// SQLite's extended result code.
+    pub extended_code: Option<i32>,
+}
+
+impl fmt::Display for LostBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.extended_code {
+            Some(code) => write!(f, "SQLite ended the transaction with result code {code}"),
+            None => f.write_str("SQLite ended the transaction"),
+        }
+    }
+}
+
+impl StdError for LostBatch {}
+
+impl<E: StdError + 'static> EntryError<E> {
+    /// Whether the environment failed and not the entry, so that the same entry may succeed later.
+    pub(super) fn is_environmental(&self) -> bool {
+        use rusqlite::ffi;
+        if let Self::Write(WriteError::RolledBack(RolledBack::GroupLost(_))) = self {
+            return true;
+        }
+        let Self::Write(error) = self else { return false };
+        let primary = error.sqlite_extended_code().map(|code| code & 0xff);
+        matches!(
+            primary,
+            Some(
+                ffi::SQLITE_FULL
+                    | ffi::SQLITE_IOERR
+                    | ffi::SQLITE_NOMEM
+                    | ffi::SQLITE_BUSY
+                    | ffi::SQLITE_INTERRUPT
+            )
+        )
+    }
+}

@@ -1,0 +1,177 @@
+//! The way to the writer: bounded by permits, one channel, one receiver. The only file that knows flume.
+//!
+//! A sender takes a permit for its command and permits for its bytes, by lane, before the channel sees it;
+//! the writer gives them back when it takes the command up. So the channel needs no bound of its own, a flood
+//! in one lane never takes the room of another, and memory stays bounded by count and by bytes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, TryAcquireError};
+
+use crate::config::Config;
+use crate::error::NotStarted;
+use crate::lane::{Lane, PerLane};
+use crate::message::Envelope;
+
+/// What crosses the channel.
+pub(crate) enum Message {
+    Command(Envelope),
+    /// Nothing more will be accepted: finish what was, then end.
+    Close,
+}
+
+/// The room of each lane.
+struct Room {
+    lanes: PerLane<LaneRoom>,
+    commands_max: usize,
+    bytes_max: usize,
+}
+
+struct LaneRoom {
+    commands: Semaphore,
+    bytes: Semaphore,
+}
+
+pub(crate) fn channel(config: &Config) -> (Outbox, Inbox) {
+    let room = Arc::new(Room {
+        lanes: PerLane::from_fn(|_| LaneRoom {
+            commands: Semaphore::new(config.queue_commands_max),
+            bytes: Semaphore::new(config.queue_bytes_max),
+        }),
+        commands_max: config.queue_commands_max,
+        bytes_max: config.queue_bytes_max,
+    });
+    let (sender, receiver) = flume::unbounded();
+    (Outbox { sender, room: room.clone() }, Inbox { receiver, room })
+}
+
+/// The end that handles hold.
+pub(crate) struct Outbox {
+    sender: flume::Sender<Message>,
+    room: Arc<Room>,
+}
+
+/// What a lane says to a command.
+pub(crate) enum Admission {
+    Accepted,
+    /// There is no room now; the command comes back.
+    Full(Envelope),
+}
+
+impl Outbox {
+    /// Sends a command if its lane has room now.
+    pub(crate) fn try_send(&self, envelope: Envelope) -> Result<Admission, NotStarted> {
+        self.check_size(&envelope)?;
+        let room = &self.room.lanes[envelope.lane];
+        let permits = room.commands.try_acquire().and_then(|command| {
+            let bytes = room.bytes.try_acquire_many(envelope.bytes)?;
+            Ok((command, bytes))
+        });
+        match permits {
+            Ok((command, bytes)) => {
+                command.forget();
+                bytes.forget();
+                self.deliver(envelope).map(|()| Admission::Accepted)
+            }
+            Err(TryAcquireError::NoPermits) => Ok(Admission::Full(envelope)),
+            Err(TryAcquireError::Closed) => Err(NotStarted::Closed),
+        }
+    }
+
+    /// Sends a command as soon as its lane has room; first come, first served.
+    ///
+    /// Cancel safety: dropped before it is ready, nothing was sent and no room is taken.
+    pub(crate) async fn send(&self, envelope: Envelope) -> Result<(), NotStarted> {
+        self.check_size(&envelope)?;
+        let room = &self.room.lanes[envelope.lane];
+        let command = room.commands.acquire().await.map_err(|_| NotStarted::Closed)?;
+        let bytes = room.bytes.acquire_many(envelope.bytes).await.map_err(|_| NotStarted::Closed)?;
+        command.forget();
+        bytes.forget();
+        self.deliver(envelope)
+    }
+
+    /// Accepts nothing more, and tells the writer.
+    pub(crate) fn close(&self) {
+        for lane in Lane::ALL {
+            self.room.lanes[lane].commands.close();
+            self.room.lanes[lane].bytes.close();
+        }
+        // A writer that is gone needs no telling.
+        drop(self.sender.send(Message::Close));
+    }
+
+    fn check_size(&self, envelope: &Envelope) -> Result<(), NotStarted> {
+        let (bytes, bytes_max) = (envelope.bytes as usize, self.room.bytes_max);
+        if bytes > bytes_max { Err(NotStarted::TooLarge { bytes, bytes_max }) } else { Ok(()) }
+    }
+
+    fn deliver(&self, envelope: Envelope) -> Result<(), NotStarted> {
+        self.sender.send(Message::Command(envelope)).map_err(|_| NotStarted::Closed)
+    }
+}
+
+/// The end that the writer holds.
+pub(crate) struct Inbox {
+    receiver: flume::Receiver<Message>,
+    room: Arc<Room>,
+}
+
+impl Inbox {
+    /// Waits for a message; `None` once every handle is gone.
+    pub(crate) fn wait(&self) -> Option<Message> {
+        self.receiver.recv().ok()
+    }
+
+    /// Waits for a message until `limit`.
+    pub(crate) fn wait_until(&self, limit: Instant) -> Option<Message> {
+        self.receiver.recv_deadline(limit).ok()
+    }
+
+    /// Takes what waits now, without waiting.
+    pub(crate) fn drain(&self) -> impl Iterator<Item = Message> {
+        self.receiver.drain()
+    }
+
+    /// Gives back the room of a command that no longer waits.
+    pub(crate) fn release(&self, lane: Lane, bytes: u32) {
+        let room = &self.room.lanes[lane];
+        room.commands.add_permits(1);
+        room.bytes.add_permits(bytes as usize);
+    }
+
+    /// Takes the next command that was accepted before the close; `None` when there is none left.
+    ///
+    /// A sender may hold its permit and not have reached the channel yet: so the permits decide, not the
+    /// channel, else such a command would be accepted and never answered.
+    pub(crate) fn wait_for_accepted(&self) -> Option<Message> {
+        loop {
+            match self.receiver.recv_timeout(Duration::from_millis(1)) {
+                Ok(message) => return Some(message),
+                Err(_) if self.waiting() == 0 => return None,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        let free = |lane| self.room.lanes[lane].commands.available_permits();
+        Lane::ALL.into_iter().map(|lane| self.room.commands_max - free(lane)).sum()
+    }
+}
+
+/// The number of commands that wait in each lane.
+pub(crate) struct QueueDepth(Arc<Room>);
+
+impl QueueDepth {
+    pub(crate) fn of(outbox: &Outbox) -> Self {
+        Self(outbox.room.clone())
+    }
+
+    pub(crate) fn read(&self) -> PerLane<usize> {
+        PerLane::from_fn(|lane| {
+            self.0.commands_max.saturating_sub(self.0.lanes[lane].commands.available_permits())
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Opening a database file: every reason against it is found before anything is created or changed.
+
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use file_id::FileId;
+
+use crate::config::Config;
+use crate::connection::{self, Location};
+use crate::error::{OpenError, OpenErrorReason};
+use crate::registry::{self, Found};
+use crate::service::Service;
+use crate::sidecar::Sidecar;
+
+/// Opens the database at `path`, or finds the service that has it open in this process. Blocks.
+pub(crate) fn open(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenError> {
+    open_or_reason(path, vfs, config).map_err(|reason| OpenError { path: path.into(), reason })
+}
+
+fn open_or_reason(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenErrorReason> {
+    config.validate().map_err(OpenErrorReason::Config)?;
+    connection::require_sqlite_version()?;
+    let file = DatabaseFile::find(path, config.create)?;
+    let location = Location { path: file.path.clone(), vfs };
+    match registry::find(file.id()?, config.shutdown_wait_max)? {
+        Found::Open(service) => same_options(service, &location, &config),
+        Found::Vacant(claimed) => {
+            connection::require_database(&location)?;
+            let sidecar = Sidecar::acquire(&file.path)?;
+            let service = Service::start(location, config, claimed, sidecar)?;
+            file.keep();
+            Ok(service)
+        }
+    }
+}
+
+fn same_options(
+    service: Arc<Service>,
+    location: &Location,
+    config: &Config,
+) -> Result<Arc<Service>, OpenErrorReason> {
+    let differing = if service.location.vfs == location.vfs {
+        service.config.first_difference(config)
+    } else {
+        Some("vfs")
+    };
+    match differing {
+        None => Ok(service),
+        Some(option) => Err(OpenErrorReason::OptionDiffers { option }),
+    }
+}
+
+/// A database file that exists; removed again when dropped, if it was made here and the open failed.
+struct DatabaseFile {
+    /// Canonical: without symbolic links, so that one file has one lock file.
+    path: PathBuf,
+    made_here: bool,
+}
+
+impl DatabaseFile {
+    fn find(path: &Path, create: bool) -> Result<Self, OpenErrorReason> {
+        // SQLite would take these for a database in memory, a temporary one, or a URI with options.
+        let text = path.to_string_lossy();
+        if text.is_empty() || text == ":memory:" || text.starts_with("file:") {
+            return Err(OpenErrorReason::NotAFilePath);
+        }
+        match fs::canonicalize(path) {
+            Ok(path) => Self::existing(path),
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::missing(path, create),
+            Err(error) => Err(refusal(error, path)),
+        }
+    }
+
+    fn existing(path: PathBuf) -> Result<Self, OpenErrorReason> {
+        let metadata = fs::metadata(&path).map_err(|error| refusal(error, &path))?;
+        if !metadata.is_file() {
+            return Err(OpenErrorReason::NotAFile);
+        }
+        #[cfg(unix)]
+        {
+            // SQLite names the WAL after the path it is given: two names would mean two WALs.
+            let links = std::os::unix::fs::MetadataExt::nlink(&metadata);
+            if links > 1 {
+                return Err(OpenErrorReason::HardLinks { links });
+            }
+        }
+        require_access(&path)?;
+        require_access(directory_of(&path))?;
+        Ok(Self { path, made_here: false })
+    }
+
+    fn missing(path: &Path, create: bool) -> Result<Self, OpenErrorReason> {
+        let directory = fs::canonicalize(directory_of(path)).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => OpenErrorReason::DirectoryMissing,
+            _ => refusal(error, directory_of(path)),
+        })?;
+        let name = path.file_name().ok_or(OpenErrorReason::NotAFile)?;
+        if !create || fs::symlink_metadata(path).is_ok() {
+            // The latter is a symbolic link that leads nowhere.
+            return Err(OpenErrorReason::Missing);
+        }
+        require_access(&directory)?;
+        let path = directory.join(name);
+        // SQLite would create it readable for everyone; the -wal and -shm files take its mode.
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        match options.open(&path) {
+            Ok(_) => Ok(Self { path, made_here: true }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::existing(path),
+            Err(error) => Err(refusal(error, &path)),
+        }
+    }
+
+    fn id(&self) -> Result<FileId, OpenErrorReason> {
+        file_id::get_file_id(&self.path).map_err(OpenErrorReason::Io)
+    }
+
+    fn keep(mut self) {
+        self.made_here = false;
+    }
+}
+
+impl Drop for DatabaseFile {
+    fn drop(&mut self) {
+        // Only while it is empty: nobody can have written to it then.
+        if self.made_here && fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == 0) {
+            let _gone_already = fs::remove_file(&self.path).is_err();
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Fails if this process may not read and write `at`, without opening it.
+#[cfg(unix)]
+fn require_access(at: &Path) -> Result<(), OpenErrorReason> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    accessat(CWD, at, Access::READ_OK | Access::WRITE_OK, AtFlags::EACCESS)
+        .map_err(|error| refusal(error.into(), at))
+}
+
+#[cfg(not(unix))]
+fn require_access(at: &Path) -> Result<(), OpenErrorReason> {
+    let metadata = fs::metadata(at).map_err(|error| refusal(error, at))?;
+    if metadata.is_file() && metadata.permissions().readonly() {
+        return Err(OpenErrorReason::PermissionDenied { at: at.into() });
+    }
+    Ok(())
+}
+
+fn refusal(error: std::io::Error, at: &Path) -> OpenErrorReason {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            OpenErrorReason::PermissionDenied { at: at.into() }
+        }
+        ErrorKind::NotADirectory => OpenErrorReason::DirectoryMissing,
+        _ => OpenErrorReason::Io(error),
+    }
+}

@@ -1,0 +1,237 @@
+//! A running service: the writer thread and what stands around it, from start to orderly end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::board::Board;
+use crate::config::Config;
+use crate::connection::{self, Location, Role};
+use crate::error::{OpenErrorReason, ShutdownError};
+use crate::housekeeper::{Housekeeper, Housekeeping};
+use crate::inbox::{self, Inbox, Outbox, QueueDepth};
+use crate::reader::ReaderPool;
+use crate::registry::Claimed;
+use crate::sidecar::Sidecar;
+use crate::stats::Stats;
+use crate::sync::{block_on_until, until};
+use crate::writer::{WriteConnection, Writer};
+
+/// How long a shutdown waits for code that it has interrupted.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
+
+/// What all handles of a database share. Dropping it closes the database in the background.
+pub(crate) struct Service {
+    pub(crate) outbox: Outbox,
+    pub(crate) board: Arc<Board>,
+    pub(crate) readers: Arc<ReaderPool>,
+    pub(crate) config: Config,
+    pub(crate) location: Location,
+    depth: QueueDepth,
+    closing: AtomicBool,
+    writer_thread: ThreadId,
+}
+
+impl Service {
+    /// Opens every connection and starts the threads. The claim and the lock live as long as the writer does.
+    pub(crate) fn start(
+        location: Location,
+        config: Config,
+        claimed: Claimed,
+        sidecar: Sidecar,
+    ) -> Result<Arc<Self>, OpenErrorReason> {
+        let (outbox, inbox) = inbox::channel(&config);
+        let board = Arc::new(Board::new());
+        let publisher = claimed.publisher();
+        let (ready, started) = mpsc::sync_channel(1);
+        let life = WriterThread { location, config, board, inbox, _sidecar: sidecar, _claimed: claimed };
+        let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("{}-writer", config.name))
+            .spawn(move || life.run(&ready))
+            .map_err(OpenErrorReason::Io)?;
+        let readers = started.recv().unwrap_or_else(|_| {
+            Err(OpenErrorReason::Io(std::io::Error::other("the writer thread ended while it opened")))
+        })?;
+        let service = Arc::new(Self {
+            depth: QueueDepth::of(&outbox),
+            outbox,
+            board,
+            readers,
+            config,
+            location,
+            closing: AtomicBool::new(false),
+            writer_thread: thread.thread().id(),
+        });
+        publisher.publish(&service);
+        Ok(service)
+    }
+
+    /// Whether this is the writer thread, which would wait for itself.
+    pub(crate) fn on_writer_thread(&self) -> bool {
+        std::thread::current().id() == self.writer_thread
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Accepts nothing more; the writer finishes what was accepted, and everything is closed.
+    fn close(&self) {
+        if !self.closing.swap(true, Ordering::AcqRel) {
+            self.outbox.close();
+        }
+    }
+
+    pub(crate) fn begin_shutdown(&self, limit: Instant) {
+        self.board.set_drain_until(limit);
+        self.close();
+    }
+
+    /// Ready when everything is closed.
+    pub(crate) async fn closed(&self) -> ShutdownReport {
+        let mut closed = self.board.closed.subscribe();
+        loop {
+            if let Some(report) = closed.borrow_and_update().clone() {
+                return report;
+            }
+            if closed.changed().await.is_err() {
+                // The sender is in the board, which `self` keeps.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(crate) async fn shutdown(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
+        let limit = Instant::now() + drain.limit;
+        self.begin_shutdown(limit);
+        if let Some(report) = until(limit, self.closed()).await {
+            return Ok(report);
+        }
+        self.board.interrupt();
+        let report = until(Instant::now() + INTERRUPT_GRACE, self.closed()).await;
+        report.ok_or_else(|| self.still_running())
+    }
+
+    pub(crate) fn shutdown_blocking(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
+        let limit = Instant::now() + drain.limit;
+        self.begin_shutdown(limit);
+        if let Some(report) = block_on_until(self.closed(), limit) {
+            return Ok(report);
+        }
+        self.board.interrupt();
+        block_on_until(self.closed(), Instant::now() + INTERRUPT_GRACE).ok_or_else(|| self.still_running())
+    }
+
+    fn still_running(&self) -> ShutdownError {
+        ShutdownError { still_running: self.board.holder().map(|holder| holder.phase) }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
+        self.board.summarize(&mut stats);
+        self.readers.summarize(&mut stats);
+        stats
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What the writer thread owns.
+struct WriterThread {
+    location: Location,
+    config: Config,
+    board: Arc<Board>,
+    inbox: Inbox,
+    // Released when the thread ends, in this order: another process, then another open in this one.
+    _sidecar: Sidecar,
+    _claimed: Claimed,
+}
+
+type Ready = mpsc::SyncSender<Result<Arc<ReaderPool>, OpenErrorReason>>;
+
+impl WriterThread {
+    fn run(self, ready: &Ready) {
+        let housekeeping = Arc::new(Housekeeping::default());
+        let (connection, housekeeper, readers) = match self.open(&housekeeping) {
+            Ok(opened) => opened,
+            Err(reason) => {
+                // The opener must find the file free again when it learns of the failure.
+                drop(self);
+                return drop(ready.send(Err(reason)));
+            }
+        };
+        if ready.send(Ok(readers.clone())).is_err() {
+            return;
+        }
+        let Self { location, config, board, inbox, _sidecar, _claimed } = self;
+        let mut writer = Writer::new(inbox, board.clone(), housekeeping, config.clone(), location);
+        let connection = writer.run(connection);
+        let began = Instant::now();
+        let limit = board.drain_until().unwrap_or(began) + INTERRUPT_GRACE;
+        // Readers first: the WAL can be emptied only when nobody reads from it.
+        readers.close(limit);
+        housekeeper.stop();
+        let wait = limit.saturating_duration_since(Instant::now());
+        let wal_pages_left = connection.close(&config, &board, wait);
+        if let Err(error) = &wal_pages_left {
+            tracing::error!(%error, "the last checkpoint failed; the next open recovers the WAL");
+        }
+        let report = ShutdownReport {
+            not_started: writer.not_reached(),
+            wal_pages_left: wal_pages_left.unwrap_or_else(|_| board.wal.pages()),
+            stopped: board.stopped().is_some(),
+        };
+        drop((writer, _sidecar, _claimed));
+        board.closed.send_replace(Some(report));
+    }
+
+    /// Opens everything at the start, so that a lack of file descriptors shows now and not under load.
+    fn open(
+        &self,
+        housekeeping: &Arc<Housekeeping>,
+    ) -> Result<(WriteConnection, Housekeeper, Arc<ReaderPool>), OpenErrorReason> {
+        // The writer first: it recovers the WAL after a crash, which a reader can't.
+        let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
+        let readers = ReaderPool::open(self.location.clone(), self.config.clone())?;
+        let checkpointer = connection::open(&self.location, Role::Checkpointer, &self.config)?;
+        let housekeeper =
+            Housekeeper::start(checkpointer, housekeeping.clone(), self.board.clone(), self.config.clone())
+                .map_err(OpenErrorReason::Io)?;
+        Ok((connection, housekeeper, readers))
+    }
+}
+
+/// How long a shutdown may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    limit: Duration,
+}
+
+impl Drain {
+    /// Finishes what was accepted, for at most this long; what has not started by then never runs.
+    #[must_use]
+    pub fn within(limit: Duration) -> Self {
+        Self { limit }
+    }
+}
+
+/// How a shutdown went. Every accepted command has been answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Accepted commands that were not reached within the limit and never ran.
+    pub not_started: u64,
+    /// Pages left in the WAL, zero unless a reader or another process kept it; the next open recovers them.
+    pub wal_pages_left: u64,
+    /// Whether writing had stopped before, because of a failure.
+    pub stopped: bool,
+}

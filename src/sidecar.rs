@@ -1,0 +1,62 @@
+//! The lock file beside the database: one sole writer across processes.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::OpenErrorReason;
+
+/// The held lock; dropping it lets the next one in.
+///
+/// The file is never unlinked: another process may have it open already, and would then lock a file that
+/// nobody else can find. The operating system releases the lock of a process that dies.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    _file: File,
+}
+
+impl Sidecar {
+    /// Takes the lock of the database at the canonical `path`.
+    pub(crate) fn acquire(path: &Path) -> Result<Self, OpenErrorReason> {
+        let at = sidecar_path(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = match options.open(&at) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(OpenErrorReason::PermissionDenied { at });
+            }
+            Err(error) => return Err(OpenErrorReason::Io(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenErrorReason::HeldByProcess { pid: read_pid(&mut file) });
+            }
+            Err(TryLockError::Error(error)) => return Err(OpenErrorReason::Io(error)),
+        }
+        write_pid(&mut file).map_err(OpenErrorReason::Io)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn sidecar_path(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push("-solewriter");
+    name.into()
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "{}", std::process::id())
+}

@@ -1,0 +1,215 @@
+//! What the service has measured of itself.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram as Hdr;
+use serde::Serialize;
+
+use crate::error::Outcome;
+use crate::lane::{Lane, PerLane};
+
+/// A snapshot of everything the service has measured since it was opened.
+///
+/// Durations serialise as microseconds under the name of the field plus `_us`.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// What became of the commands that were sent.
+    pub commands: CommandCounts,
+    /// Commands that wait now, by lane.
+    pub queue_depth: PerLane<usize>,
+    /// From submission to the start of a command, by lane.
+    pub wait: PerLane<Durations>,
+    /// From the start of a command to its end, by lane: what it adds to the hold of its group.
+    pub run: PerLane<Durations>,
+    /// From BEGIN IMMEDIATE to the end of COMMIT, for each group.
+    pub hold: Durations,
+    /// The COMMIT alone, for each group.
+    pub commit: Durations,
+    /// How many commands each committed group held, by lane; groups without any of a lane do not count there.
+    ///
+    /// "Batching is active" is `group_size.interactive.max > 1`.
+    pub group_size: PerLane<Counts>,
+    /// Groups that were committed.
+    pub groups_committed: u64,
+    /// Groups that were rolled back, by SQLite or because their COMMIT failed.
+    pub groups_lost: u64,
+    /// Reads that were answered, whatever the answer.
+    pub reads: u64,
+    /// From the request of a read to the start of its closure.
+    pub read_wait: Durations,
+    /// Read-only connections that are in use now.
+    pub readers_in_use: usize,
+    /// Read-only connections that are open now.
+    pub readers_open: usize,
+    /// Pages in the WAL after the newest commit.
+    pub wal_pages: u64,
+    /// The largest number of pages the WAL has held.
+    pub wal_pages_max: u64,
+    /// The size of a page, in bytes.
+    pub page_bytes: u64,
+    /// Checkpoints that ran.
+    pub checkpoints: u64,
+    /// Checkpoints that left something in the WAL, since a reader or another process was in the way.
+    pub checkpoints_blocked: u64,
+    /// Times the WAL was begun anew from its start.
+    pub wal_restarts: u64,
+}
+
+/// What became of the commands that were sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CommandCounts {
+    /// Committed.
+    pub committed: u64,
+    /// Failed by themselves and rolled back: their own error, a panic, a foreign key.
+    pub failed: u64,
+    /// Rolled back together with the group for a reason outside of them.
+    pub rolled_back: u64,
+    /// Answered with an unknown outcome.
+    pub unknown: u64,
+    /// Accepted but never run: expired, busy, closed.
+    pub not_started: u64,
+    /// Taken back by the caller before they started.
+    pub withdrawn: u64,
+    /// Refused at the door: no room, too large, closed.
+    pub refused: u64,
+}
+
+impl CommandCounts {
+    pub(crate) fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::NotStarted => self.not_started += 1,
+            Outcome::RolledBack => self.rolled_back += 1,
+            Outcome::Unknown => self.unknown += 1,
+        }
+    }
+}
+
+/// A distribution of durations. Percentiles are exact to 1 %.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Durations {
+    /// How many were recorded.
+    pub count: u64,
+    /// The median.
+    #[serde(rename = "p50_us", serialize_with = "micros")]
+    pub p50: Duration,
+    /// 99 of 100 were at most this.
+    #[serde(rename = "p99_us", serialize_with = "micros")]
+    pub p99: Duration,
+    /// 999 of 1,000 were at most this.
+    #[serde(rename = "p999_us", serialize_with = "micros")]
+    pub p999: Duration,
+    /// The largest.
+    #[serde(rename = "max_us", serialize_with = "micros")]
+    pub max: Duration,
+}
+
+/// A distribution of counts. Percentiles are exact to 1 %.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Counts {
+    /// How many were recorded.
+    pub count: u64,
+    /// The average.
+    pub mean: f64,
+    /// The median.
+    pub p50: u64,
+    /// 99 of 100 were at most this.
+    pub p99: u64,
+    /// The largest.
+    pub max: u64,
+}
+
+fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// A histogram of durations between 1 µs and 1 h; longer ones count as an hour.
+pub(crate) struct DurationHistogram(Hdr<u64>);
+
+impl Default for DurationHistogram {
+    fn default() -> Self {
+        Self(histogram(1_000, 3_600_000_000_000))
+    }
+}
+
+impl DurationHistogram {
+    pub(crate) fn record(&mut self, duration: Duration) {
+        self.0.saturating_record(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn summary(&self) -> Durations {
+        let at = |quantile| Duration::from_nanos(self.0.value_at_quantile(quantile));
+        Durations {
+            count: self.0.len(),
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: Duration::from_nanos(self.0.max()),
+        }
+    }
+}
+
+/// A histogram of counts up to a million.
+pub(crate) struct CountHistogram(Hdr<u64>);
+
+impl Default for CountHistogram {
+    fn default() -> Self {
+        Self(histogram(1, 1_000_000))
+    }
+}
+
+impl CountHistogram {
+    pub(crate) fn record(&mut self, count: u64) {
+        self.0.saturating_record(count);
+    }
+
+    pub(crate) fn summary(&self) -> Counts {
+        Counts {
+            count: self.0.len(),
+            mean: self.0.mean(),
+            p50: self.0.value_at_quantile(0.5),
+            p99: self.0.value_at_quantile(0.99),
+            max: self.0.max(),
+        }
+    }
+}
+
+fn histogram(low: u64, high: u64) -> Hdr<u64> {
+    #[expect(clippy::expect_used, reason = "constant bounds, checked by every test")]
+    Hdr::new_with_bounds(low, high, 2).expect("low is at least 1 and high at least twice as much")
+}
+
+/// What the writer thread measures; locked once for each group.
+#[derive(Default)]
+pub(crate) struct WriterStats {
+    pub(crate) commands: CommandCounts,
+    pub(crate) wait: PerLane<DurationHistogram>,
+    pub(crate) run: PerLane<DurationHistogram>,
+    pub(crate) hold: DurationHistogram,
+    pub(crate) commit: DurationHistogram,
+    pub(crate) group_size: PerLane<CountHistogram>,
+    pub(crate) groups_committed: u64,
+    pub(crate) groups_lost: u64,
+}
+
+impl WriterStats {
+    pub(crate) fn summarize(&self, stats: &mut Stats) {
+        stats.commands = self.commands;
+        stats.wait = PerLane::from_fn(|lane| self.wait[lane].summary());
+        stats.run = PerLane::from_fn(|lane| self.run[lane].summary());
+        stats.hold = self.hold.summary();
+        stats.commit = self.commit.summary();
+        stats.group_size = PerLane::from_fn(|lane| self.group_size[lane].summary());
+        stats.groups_committed = self.groups_committed;
+        stats.groups_lost = self.groups_lost;
+    }
+
+    pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {
+        for lane in Lane::ALL {
+            if size[lane] > 0 {
+                self.group_size[lane].record(size[lane]);
+            }
+        }
+    }
+}
