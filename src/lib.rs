@@ -1,4 +1,41 @@
-//! solewriter: the sole writer of a SQLite database.
+//! The sole writer of a SQLite database: group commit, isolated commands, fair lanes, honest errors.
+//!
+//! A [`Database`] is a handle that is cheap to clone. Behind it, one thread owns the only write connection of
+//! the file and commits together what waits together; a bounded pool of read-only connections serves reads.
+//!
+//! - [`Database::write`] runs a closure as one transaction, [`Database::execute`] one statement,
+//!   [`Database::send`] a typed [`Command`]. Each is a [`Write`]: set a lane, a deadline or a durability on it,
+//!   then await it, or [`submit`](Write::submit) it and await the [`Receipt`] later.
+//! - [`Database::read`] runs a closure on one unchanging state of the database.
+//! - [`Database::import`] streams entries through the bulk lane in batches bounded by time.
+//! - [`WriteError`] tells by its variant whether the command ran and whether it is committed.
+//! - [`Database::stats`] and [`Database::holder`] tell what goes on.
+//! - [`Database::blocking`] is the same surface for threads.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("app.db");
+//! use solewriter::{Database, Drain, Lane};
+//! use std::time::Duration;
+//!
+//! let db = Database::open(path).await?;
+//! db.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)", ()).await?;
+//! let done = db
+//!     .write("notes.add", |tx| tx.execute("INSERT INTO notes (text) VALUES (?1)", ["first"]))
+//!     .lane(Lane::Interactive)
+//!     .deadline(Duration::from_secs(2))
+//!     .committed()
+//!     .await?;
+//! let count: i64 = db
+//!     .read_after(done.token, "notes.count", |tx| tx.query_row("SELECT count(*) FROM notes", (), |row| row.get(0)))
+//!     .await?;
+//! assert_eq!(count, 1);
+//! db.shutdown(Drain::within(Duration::from_secs(5))).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! The [`guide`] holds the guarantees, the architecture and the decisions.
 
 mod label;
 mod lane;
@@ -31,6 +68,21 @@ mod writer;
 mod connection;
 mod sqlite_ffi;
 mod sync;
+
+/// The documents of the repository's `docs` folder.
+#[cfg(any(doc, doctest))]
+pub mod guide {
+    #[doc = include_str!("../docs/guarantees.md")]
+    pub mod guarantees {}
+    #[doc = include_str!("../docs/architecture.md")]
+    pub mod architecture {}
+    #[doc = include_str!("../docs/decisions.md")]
+    pub mod decisions {}
+}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
 
 pub use blocking::BlockingDatabase;
 pub use board::{Holder, Phase};

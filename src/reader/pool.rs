@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::connection::{self, Location, Role};
 use crate::error::{OpenErrorReason, ReadError};
 use crate::stats::{DurationHistogram, Stats};
-use crate::sync::lock;
+use crate::sync::{block_on, block_on_until, lock};
 use crate::transaction::{ReadTransaction, UserCode, panic_message, read_transaction};
 
 pub(crate) struct ReaderPool {
@@ -58,18 +58,12 @@ impl ReaderPool {
             reads: AtomicU64::new(0),
         };
         for _ in 0..pool.config.readers {
-            let reader = pool.open_reader()?;
+            let reader = block_on(pool.open_reader())?;
             let mut state = lock(&pool.state);
             state.idle.push(reader);
             state.open += 1;
         }
         Ok(Arc::new(pool))
-    }
-
-    fn open_reader(&self) -> Result<Reader, OpenErrorReason> {
-        let connection = connection::open(&self.location, Role::Reader, &self.config)?;
-        let user_code = UserCode::guard(&connection)?;
-        Ok(Reader { thread: connection.into(), user_code, opened: Instant::now() })
     }
 
     /// Waits for the right to read; `None` once the pool is closed. First come, first served.
@@ -99,30 +93,28 @@ impl ReaderPool {
             state.open += 1;
         }
         let opening = Opening { pool: self, done: false };
-        let reader = self.open_on_its_thread().await?;
+        let reader = self.open_reader().await.map_err(CheckOutError::Open)?;
         opening.done();
         Ok(reader)
     }
 
-    /// Opening reads the file, which must not happen on a thread of the runtime.
-    async fn open_on_its_thread(&self) -> Result<Reader, CheckOutError> {
+    /// Opens a connection on a thread of its own: reading the file must not block the runtime.
+    async fn open_reader(&self) -> Result<Reader, OpenErrorReason> {
         let (path, flags) = (&self.location.path, Role::Reader.flags());
         let thread = match &self.location.vfs {
             Some(vfs) => ReaderThread::open_with_flags_and_vfs(path, flags, vfs).await,
             None => ReaderThread::open_with_flags(path, flags).await,
-        }
-        .map_err(|error| CheckOutError::Open(error.into()))?;
+        }?;
         let config = self.config.clone();
-        let guarded = thread
-            .call_raw(move |connection| {
-                connection::configure(connection, Role::Reader, &config)?;
-                Ok::<_, OpenErrorReason>(UserCode::guard(connection)?)
-            })
-            .await;
-        match guarded {
-            Ok(Ok(user_code)) => Ok(Reader { thread, user_code, opened: Instant::now() }),
-            Ok(Err(reason)) => Err(CheckOutError::Open(reason)),
-            Err(_) => Err(CheckOutError::Closed),
+        let prepared = thread.call(move |connection| {
+            name_thread(&format!("{}-read", config.name));
+            connection::configure(connection, Role::Reader, &config)?;
+            Ok::<_, OpenErrorReason>(UserCode::guard(connection)?)
+        });
+        match prepared.await {
+            Ok(user_code) => Ok(Reader { thread, user_code, opened: Instant::now() }),
+            Err(tokio_rusqlite::Error::Error(reason)) => Err(reason),
+            Err(_) => Err(OpenErrorReason::Io(std::io::Error::other("the thread of a reader ended"))),
         }
     }
 
@@ -158,7 +150,7 @@ impl ReaderPool {
                 pool.count_closed();
             });
             // An idle thread that does not answer has nothing left to close.
-            if let Some(Err(_)) = crate::sync::block_on_until(close, limit) {
+            if let Some(Err(_)) = block_on_until(close, limit) {
                 self.count_closed();
             }
         }
@@ -166,7 +158,9 @@ impl ReaderPool {
         while state.open > 0 {
             let left = limit.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                tracing::warn!(readers = state.open, "reads still run while the database is closed");
+                let readers = state.open;
+                drop(state);
+                tracing::warn!(readers, "reads still run while the database is closed");
                 return;
             }
             state = self.fewer.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -209,6 +203,17 @@ impl Drop for Opening<'_> {
             self.pool.count_closed();
         }
     }
+}
+
+/// Threads of tokio-rusqlite carry the name of the thread that made them; this tells them apart.
+fn name_thread(name: &str) {
+    #[cfg(target_os = "linux")]
+    if let Ok(name) = std::ffi::CString::new(name) {
+        // A name is only for the eyes: without it the thread works as well.
+        let _unnamed = rustix::thread::set_name(&name).is_err();
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = name;
 }
 
 enum CheckOutError {

@@ -170,6 +170,12 @@ impl Writer {
     }
 
     fn record_commit(&self, group: &Group, commit: Duration, hold: Duration) {
+        tracing::debug!(
+            commands = group.members.len(),
+            hold_us = hold.as_micros(),
+            commit_us = commit.as_micros(),
+            "group committed"
+        );
         let mut stats = lock(&self.board.stats);
         for member in &group.members {
             stats.wait[member.lane].record(member.wait);
@@ -183,12 +189,6 @@ impl Writer {
         stats.hold.record(hold);
         stats.record_group_size(&group.size());
         stats.groups_committed += 1;
-        tracing::debug!(
-            commands = group.members.len(),
-            hold_us = hold.as_micros(),
-            commit_us = commit.as_micros(),
-            "group committed"
-        );
     }
 
     /// A command took the transaction with it: it gets its own error, the others may be sent again.
