@@ -139,21 +139,20 @@ impl House {
         if self.board.stopped().is_some() {
             return;
         }
-        let wal = &self.board.wal;
-        match connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO, &self.config)
-        {
-            Ok(done) => {
-                wal.checkpoints.fetch_add(1, Ordering::Relaxed);
-                if done.blocked || done.copied_pages < done.wal_pages {
-                    wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
-                }
-                tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
-            }
+        let (mode, wait) = (CheckpointMode::Passive, Duration::ZERO);
+        let done = match connection::checkpoint(&self.connection, mode, wait, &self.config) {
+            Ok(done) => done,
             // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.
-            Err(error) => self.board.stop(error.into()),
-        }
-        // At three quarters, so that what is written meanwhile stays below the target.
-        if wal.bytes() >= self.config.wal_target_bytes / 4 * 3 {
+            Err(error) => return self.board.stop(error.into()),
+        };
+        tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
+        let wal = &self.board.wal;
+        wal.checkpoints.fetch_add(1, Ordering::Relaxed);
+        if done.blocked || done.copied_pages < done.wal_pages {
+            // While a reader pins the WAL it can't begin anew, and trying would only hold up the writer.
+            wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
+        } else if wal.bytes() >= self.config.wal_target_bytes / 4 * 3 {
+            // At three quarters, so that what is written meanwhile stays below the target.
             self.line.restart.store(true, Ordering::Release);
         }
     }
