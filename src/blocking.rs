@@ -7,12 +7,12 @@ use rusqlite::Row;
 
 use crate::command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed};
 use crate::database::Database;
-use crate::error::{ShutdownError, WriteError};
+use crate::error::WriteError;
 use crate::import::Import;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::read::Read;
-use crate::service::{Drain, ShutdownReport};
+use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
 use crate::write::{Blocking, Receipt, Write};
@@ -37,11 +37,15 @@ pub struct BlockingDatabase {
     database: Database,
 }
 
-impl BlockingDatabase {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database }
+impl Database {
+    /// The same surface for threads without a runtime.
+    #[must_use]
+    pub fn blocking(&self) -> BlockingDatabase {
+        BlockingDatabase { database: self.clone() }
     }
+}
 
+impl BlockingDatabase {
     /// The same handle for async tasks.
     #[must_use]
     pub fn database(&self) -> &Database {

@@ -2,16 +2,14 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::InterruptHandle;
-use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::error::Cause;
-use crate::label::Label;
-use crate::lane::Lane;
-use crate::service::ShutdownReport;
+use crate::holder::{Holder, Phase};
+use crate::shutdown::ShutdownReport;
 use crate::stats::{Stats, WriterStats};
 use crate::sync::lock;
 use crate::token::CommitToken;
@@ -139,49 +137,6 @@ struct Held {
     phase: Phase,
     since: Instant,
     phase_since: Instant,
-}
-
-/// Who holds the writer now, and since when.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Holder {
-    /// What the writer is doing.
-    pub phase: Phase,
-    /// How long the write lock has been held, or waited for.
-    pub held: Duration,
-    /// How long the writer has been in this phase.
-    pub in_phase: Duration,
-}
-
-/// What the writer does while it holds, or waits for, the write lock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Phase {
-    /// It waits for another process to release the lock.
-    Begin,
-    /// It runs a command.
-    Command {
-        /// The label of the command.
-        label: Label,
-        /// The lane it came from.
-        lane: Lane,
-    },
-    /// It commits.
-    Commit,
-    /// It begins the WAL anew.
-    Checkpoint,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Begin => f.write_str("waiting for another process"),
-            Self::Command { label, lane } => write!(f, "{label} ({lane})"),
-            Self::Commit => f.write_str("commit"),
-            Self::Checkpoint => f.write_str("checkpoint"),
-        }
-    }
 }
 
 /// The size of the WAL, as the writer and the checkpoints last saw it.

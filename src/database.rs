@@ -8,17 +8,17 @@ use std::sync::Arc;
 use futures_util::Stream;
 use rusqlite::Row;
 
-use crate::blocking::BlockingDatabase;
-use crate::board::Holder;
 use crate::command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
 use crate::config::Config;
-use crate::error::{OpenError, OpenErrorReason, ShutdownError, WriteError};
+use crate::error::{OpenError, OpenErrorReason, WriteError};
+use crate::holder::Holder;
 use crate::import::Import;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::open;
 use crate::read::Read;
-use crate::service::{Drain, Service, ShutdownReport};
+use crate::service::Service;
+use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::stats::Stats;
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
@@ -253,13 +253,7 @@ impl Database {
 
     /// Prepares to import the items of a stream through the bulk lane.
     pub fn import<S: Stream>(&self, label: impl Into<Label>, items: S) -> Import<S> {
-        Import::new(self.clone(), label.into(), items)
-    }
-
-    /// The same surface for threads without a runtime.
-    #[must_use]
-    pub fn blocking(&self) -> BlockingDatabase {
-        BlockingDatabase::new(self.clone())
+        Import::new(self.service.clone(), label.into(), items)
     }
 
     /// What the service has measured since it was opened.

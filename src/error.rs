@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::board::Phase;
 use crate::config::ConfigError;
 use crate::lane::Lane;
 
@@ -465,28 +464,6 @@ impl StdError for OpenError {
         }
     }
 }
-
-/// The service could not be closed within the limit: user code still runs on the writer thread.
-///
-/// Whether that command is committed is not known. The file stays locked until the code returns; then the
-/// shutdown goes on in the background.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ShutdownError {
-    /// What the writer is doing.
-    pub still_running: Option<Phase>,
-}
-
-impl fmt::Display for ShutdownError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.still_running {
-            Some(phase) => write!(f, "the service could not be closed in time; the writer is at: {phase}"),
-            None => f.write_str("the service could not be closed in time"),
-        }
-    }
-}
-
-impl StdError for ShutdownError {}
 
 /// The same reason, for callers who share it.
 impl From<OpenErrorReason> for Cause {

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use crate::board::{Board, Phase};
+use crate::board::Board;
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode};
+use crate::holder::Phase;
 use crate::sync::lock;
 
 /// The writer's line to the housekeeper.

@@ -49,6 +49,8 @@ mod write;
 
 mod config;
 mod error;
+mod holder;
+mod shutdown;
 mod token;
 mod transaction;
 
@@ -85,14 +87,13 @@ pub mod guide {
 mod readme {}
 
 pub use blocking::BlockingDatabase;
-pub use board::{Holder, Phase};
 pub use command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
 pub use config::{Config, ConfigError, Durability};
 pub use database::{Builder, Database};
 pub use error::{
-    Cause, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, ShutdownError,
-    Unknown, WriteError,
+    Cause, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, Unknown, WriteError,
 };
+pub use holder::{Holder, Phase};
 pub use import::{
     ALL_OR_NOTHING_ENTRIES_MAX, Batch, Entries, EntryError, FailedEntry, Import, ImportError, ImportFailure,
     ImportReport, ImportRun, LostBatch, OnError, Prepared, Progress,
@@ -102,7 +103,7 @@ pub use lane::{Lane, PerLane};
 pub use message::{Committed, Timing};
 pub use read::Read;
 pub use rusqlite;
-pub use service::{Drain, ShutdownReport};
+pub use shutdown::{Drain, ShutdownError, ShutdownReport};
 pub use stats::{CommandCounts, Counts, Durations, Stats};
 pub use token::CommitToken;
 pub use transaction::{ReadTransaction, WriteTransaction};

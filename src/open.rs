@@ -29,7 +29,10 @@ fn open_or_reason(path: &Path, vfs: Option<String>, config: Config) -> Result<Ar
         Found::Vacant(claimed) => {
             connection::require_database(&location)?;
             let sidecar = Sidecar::acquire(&file.path)?;
-            let service = Service::start(location, config, claimed, sidecar)?;
+            let publisher = claimed.publisher();
+            // Released in this order: first another process may open the file, then another open in this one.
+            let service = Service::start(location, config, (sidecar, claimed))?;
+            publisher.publish(&service);
             file.keep();
             Ok(service)
         }

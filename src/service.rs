@@ -6,17 +6,14 @@ use std::sync::mpsc;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::board::Board;
 use crate::config::Config;
 use crate::connection::{self, Location, Role};
-use crate::error::{OpenErrorReason, ShutdownError};
+use crate::error::OpenErrorReason;
 use crate::housekeeper::{Housekeeper, Housekeeping};
 use crate::inbox::{self, Inbox, Outbox, QueueDepth};
 use crate::reader::ReaderPool;
-use crate::registry::Claimed;
-use crate::sidecar::Sidecar;
+use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::stats::Stats;
 use crate::sync::{block_on_until, until};
 use crate::writer::{WriteConnection, Writer};
@@ -37,18 +34,17 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Opens every connection and starts the threads. The claim and the lock live as long as the writer does.
+    /// Opens every connection and starts the threads. What is `held`, locks that is, is dropped once everything
+    /// is closed again, or the open has failed.
     pub(crate) fn start(
         location: Location,
         config: Config,
-        claimed: Claimed,
-        sidecar: Sidecar,
+        held: impl Send + 'static,
     ) -> Result<Arc<Self>, OpenErrorReason> {
         let (outbox, inbox) = inbox::channel(&config);
         let board = Arc::new(Board::new());
-        let publisher = claimed.publisher();
         let (ready, started) = mpsc::sync_channel(1);
-        let life = WriterThread { location, config, board, inbox, _sidecar: sidecar, _claimed: claimed };
+        let life = WriterThread { location, config, board, inbox, held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
         let thread = std::thread::Builder::new()
             .name(format!("{}-writer", config.name))
@@ -57,7 +53,7 @@ impl Service {
         let readers = started.recv().unwrap_or_else(|_| {
             Err(OpenErrorReason::Io(std::io::Error::other("the writer thread ended while it opened")))
         })?;
-        let service = Arc::new(Self {
+        Ok(Arc::new(Self {
             depth: QueueDepth::of(&outbox),
             outbox,
             board,
@@ -66,9 +62,7 @@ impl Service {
             location,
             closing: AtomicBool::new(false),
             writer_thread: thread.thread().id(),
-        });
-        publisher.publish(&service);
-        Ok(service)
+        }))
     }
 
     /// Whether this is the writer thread, which would wait for itself.
@@ -146,19 +140,17 @@ impl Drop for Service {
 }
 
 /// What the writer thread owns.
-struct WriterThread {
+struct WriterThread<H> {
     location: Location,
     config: Config,
     board: Arc<Board>,
     inbox: Inbox,
-    // Released when the thread ends, in this order: another process, then another open in this one.
-    _sidecar: Sidecar,
-    _claimed: Claimed,
+    held: H,
 }
 
 type Ready = mpsc::SyncSender<Result<Arc<ReaderPool>, OpenErrorReason>>;
 
-impl WriterThread {
+impl<H> WriterThread<H> {
     fn run(self, ready: &Ready) {
         let housekeeping = Arc::new(Housekeeping::default());
         let (connection, housekeeper, readers) = match self.open(&housekeeping) {
@@ -172,7 +164,7 @@ impl WriterThread {
         if ready.send(Ok(readers.clone())).is_err() {
             return;
         }
-        let Self { location, config, board, inbox, _sidecar, _claimed } = self;
+        let Self { location, config, board, inbox, held } = self;
         let mut writer = Writer::new(inbox, board.clone(), housekeeping, config.clone(), location);
         let connection = writer.run(connection);
         let began = Instant::now();
@@ -190,7 +182,7 @@ impl WriterThread {
             wal_pages_left: wal_pages_left.unwrap_or_else(|_| board.wal.pages()),
             stopped: board.stopped().is_some(),
         };
-        drop((writer, _sidecar, _claimed));
+        drop((writer, held));
         board.closed.send_replace(Some(report));
     }
 
@@ -208,30 +200,4 @@ impl WriterThread {
                 .map_err(OpenErrorReason::Io)?;
         Ok((connection, housekeeper, readers))
     }
-}
-
-/// How long a shutdown may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Drain {
-    limit: Duration,
-}
-
-impl Drain {
-    /// Finishes what was accepted, for at most this long; what has not started by then never runs.
-    #[must_use]
-    pub fn within(limit: Duration) -> Self {
-        Self { limit }
-    }
-}
-
-/// How a shutdown went. Every accepted command has been answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct ShutdownReport {
-    /// Accepted commands that were not reached within the limit and never ran.
-    pub not_started: u64,
-    /// Pages left in the WAL, zero unless a reader or another process kept it; the next open recovers them.
-    pub wal_pages_left: u64,
-    /// Whether writing had stopped before, because of a failure.
-    pub stopped: bool,
 }

@@ -11,11 +11,11 @@ use super::batch::{self, BatchDone, Chunk, Culprit, Entry, Extent};
 use super::report::{EntryError, FailedEntry, ImportError, ImportFailure, ImportReport, LostBatch, Progress};
 use super::{ALL_OR_NOTHING_ENTRIES_MAX, Batch, OnError};
 use crate::command::Rerunnable;
-use crate::database::Database;
 use crate::error::{NotStarted, WriteError};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::message::Committed;
+use crate::service::Service;
 use crate::sync::sleep;
 use crate::transaction::WriteTransaction;
 use crate::write::{Async, Write};
@@ -72,7 +72,7 @@ impl Settings {
 }
 
 pub(super) struct Driver<F, O, E> {
-    database: Database,
+    service: Arc<Service>,
     settings: Settings,
     progress: watch::Sender<Progress>,
     apply: Arc<F>,
@@ -91,7 +91,7 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     pub(super) fn new(
-        database: Database,
+        service: Arc<Service>,
         settings: Settings,
         progress: watch::Sender<Progress>,
         apply: F,
@@ -99,7 +99,7 @@ where
     ) -> Self {
         let report = ImportReport::new(settings.label.clone());
         Self {
-            database,
+            service,
             settings,
             progress,
             apply: Arc::new(apply),
@@ -194,7 +194,7 @@ where
     }
 
     fn extent(&self) -> Extent {
-        let target = self.database.config().bulk_hold_target;
+        let target = self.service.config.bulk_hold_target;
         match (self.settings.on_error, self.settings.batch) {
             (OnError::AllOrNothing, _) => Extent::AllOrNothing,
             (_, Batch::Fixed(_)) => Extent::Chunk,
@@ -209,11 +209,11 @@ where
         T: Send + 'static,
         F: Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E> + Send + Sync + 'static,
     {
-        let (database, label) = (self.database.clone(), self.settings.label.clone());
+        let (service, label) = (self.service.clone(), self.settings.label.clone());
         let (extent, apply) = (self.extent(), self.apply.clone());
         let work = move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, &*apply);
         Box::pin(async move {
-            let batch: Write<'_, _, Async> = database.request(label, Lane::Bulk, Rerunnable::new(work));
+            let batch: Write<'_, _, Async> = Write::new(&service, label, Lane::Bulk, Rerunnable::new(work));
             batch.committed().await
         })
     }

@@ -9,13 +9,14 @@ mod report;
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::watch;
 
-use crate::database::Database;
 use crate::label::Label;
+use crate::service::Service;
 use crate::sync::block_on;
 use crate::transaction::WriteTransaction;
 
@@ -68,14 +69,14 @@ pub const ALL_OR_NOTHING_ENTRIES_MAX: usize = 10_000;
 /// ```
 #[must_use = "an import begins when its run is awaited"]
 pub struct Import<S> {
-    database: Database,
+    service: Arc<Service>,
     items: S,
     settings: Settings,
 }
 
 impl<S: Stream> Import<S> {
-    pub(crate) fn new(database: Database, label: Label, items: S) -> Self {
-        Self { database, items, settings: Settings::new(label) }
+    pub(crate) fn new(service: Arc<Service>, label: Label, items: S) -> Self {
+        Self { service, items, settings: Settings::new(label) }
     }
 
     /// Prepares each item before it goes to the writer, up to `concurrency` at a time, in order.
@@ -92,7 +93,7 @@ impl<S: Stream> Import<S> {
         P: Future<Output = Result<I, E>>,
     {
         let items = Prepared(self.items.map(prepare).buffered(concurrency.max(1)));
-        Import { database: self.database, items, settings: self.settings }
+        Import { service: self.service, items, settings: self.settings }
     }
 }
 
@@ -168,7 +169,7 @@ impl<S> Import<S> {
     {
         let progress = watch::Sender::new(Progress::default());
         let receiver = progress.subscribe();
-        let driver = Driver::new(self.database, self.settings, progress, apply, observe);
+        let driver = Driver::new(self.service, self.settings, progress, apply, observe);
         ImportRun { driver: Box::pin(driver.run(self.items.entries())), progress: receiver }
     }
 }

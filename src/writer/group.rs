@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{ErrorCode, ffi};
 
 use super::{Session, Writer};
-use crate::board::Phase;
 use crate::config::Durability;
 use crate::connection;
 use crate::error::{Cause, NotStarted, Outcome, RolledBack, Unknown};
+use crate::holder::Phase;
 use crate::label::Label;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Job, Step, Timing};

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ffi};
 
-use crate::board::{Board, Phase};
+use crate::board::Board;
 use crate::config::{Config, Durability};
 use crate::connection::{self, CheckpointMode, Location, Role};
 use crate::error::{NotStarted, OpenErrorReason, Outcome};
+use crate::holder::Phase;
 use crate::housekeeper::Housekeeping;
 use crate::inbox::{Inbox, Message};
 use crate::message::{Envelope, Fate};
