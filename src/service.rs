@@ -21,6 +21,10 @@ use crate::writer::{WriteConnection, Writer};
 /// How long a shutdown waits for code that it has interrupted.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 
+/// How long the last checkpoint waits for readers that are not ours: another process, or a statement that a
+/// command leaked. The next open recovers what stays in the WAL.
+const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
+
 /// What all handles of a database share. Dropping it closes the database in the background.
 pub(crate) struct Service {
     pub(crate) outbox: Outbox,
@@ -172,7 +176,8 @@ impl<H> WriterThread<H> {
         // Readers first: the WAL can be emptied only when nobody reads from it.
         readers.close(limit);
         housekeeper.stop();
-        let wait = limit.saturating_duration_since(Instant::now());
+        // Half of what is left, so that the report is there before the caller stops waiting for it.
+        let wait = LAST_CHECKPOINT_WAIT.min(limit.saturating_duration_since(Instant::now()) / 2);
         let wal_pages_left = connection.close(&config, &board, wait);
         if let Err(error) = &wal_pages_left {
             tracing::error!(%error, "the last checkpoint failed; the next open recovers the WAL");
