@@ -177,7 +177,8 @@ impl Gate {
         let (release, wait) = mpsc::channel::<()>();
         let command = db.write(label.clone(), move |_| {
             // An error means that the gate was dropped, which opens it too.
-            Ok(drop(wait.recv_timeout(HANG)))
+            let _is_dropped = wait.recv_timeout(HANG).is_err();
+            Ok(())
         });
         let held = committed(command.lane(lane).durability(durability)).await;
         Self { label, release, held }

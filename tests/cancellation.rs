@@ -1,0 +1,130 @@
+//! Cancel Safety: what a dropped future and a passed deadline do, before and after a command has started.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+mod common;
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::{Gate, HANG, TestDb, add, insert, soon};
+use futures_util::FutureExt;
+use solewriter::{NotStarted, OnDrop, Outcome, WriteError};
+
+fn is_deadline(error: &WriteError) -> bool {
+    matches!(error, WriteError::NotStarted(NotStarted::DeadlineExceeded { .. }))
+}
+
+#[tokio::test]
+async fn a_future_that_was_never_polled_sends_nothing() {
+    let db = TestDb::open().await;
+    drop(insert(&db, 1).into_future());
+    drop(insert(&db, 2).submit());
+    insert(&db, 3).await.unwrap();
+    assert_eq!(db.xs().await, [3]);
+}
+
+#[tokio::test]
+async fn dropped_before_acceptance_a_command_never_runs() {
+    let db = TestDb::open_with(|config| config.queue_commands_max = 1).await;
+    let gate = Gate::close(&db).await;
+    let accepted = insert(&db, 0).try_submit().unwrap();
+    let mut waiting = insert(&db, 1).into_future();
+    assert!((&mut waiting).now_or_never().is_none());
+    drop(waiting);
+    gate.open().await;
+    soon(accepted).await.unwrap();
+    insert(&db, 2).await.unwrap();
+    assert_eq!(db.xs().await, [0, 2]);
+    assert_eq!(db.stats().queue_depth.interactive, 0, "no room is lost");
+}
+
+#[tokio::test]
+async fn dropped_after_acceptance_a_command_finishes() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    let mut write = insert(&db, 1).into_future();
+    assert!((&mut write).now_or_never().is_none());
+    drop(write);
+    drop(insert(&db, 2).submit().await.unwrap());
+    gate.open().await;
+    insert(&db, 3).await.unwrap();
+    assert_eq!(db.xs().await, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn dropped_while_it_waits_a_command_can_be_withdrawn() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    drop(insert(&db, 1).on_drop(OnDrop::Withdraw).submit().await.unwrap());
+    gate.open().await;
+    insert(&db, 2).on_drop(OnDrop::Withdraw).await.unwrap();
+    assert_eq!(db.xs().await, [2]);
+    assert_eq!(db.stats().commands.withdrawn, 1);
+}
+
+/// A command that tells when it has started, and then waits to be told to go on.
+type Started = (mpsc::Receiver<()>, mpsc::Sender<()>);
+
+fn slow(
+    x: i64,
+) -> (impl FnOnce(&mut solewriter::WriteTransaction<'_>) -> rusqlite::Result<usize> + Send, Started) {
+    let (starts, started) = mpsc::channel();
+    let (go_on, wait) = mpsc::channel::<()>();
+    let command = move |tx: &mut solewriter::WriteTransaction<'_>| {
+        starts.send(()).unwrap();
+        wait.recv_timeout(HANG).unwrap();
+        add(tx, x)
+    };
+    (command, (started, go_on))
+}
+
+#[tokio::test]
+async fn dropped_after_it_started_a_command_finishes_although_withdrawal_was_asked_for() {
+    let db = TestDb::open().await;
+    let (command, (started, go_on)) = slow(1);
+    let receipt = db.write("slow", command).on_drop(OnDrop::Withdraw).submit().await.unwrap();
+    started.recv_timeout(HANG).unwrap();
+    drop(receipt);
+    go_on.send(()).unwrap();
+    insert(&db, 2).await.unwrap();
+    assert_eq!(db.xs().await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_while_the_command_waits_is_answered_at_once_and_it_never_runs() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    let expired = soon(insert(&db, 1).deadline(Duration::from_millis(10))).await.unwrap_err();
+    assert!(gate.holds(&db), "the writer was busy all the time");
+    assert!(is_deadline(&expired), "{expired:?}");
+    assert_eq!(expired.outcome(), Outcome::NotStarted);
+    gate.open().await;
+    insert(&db, 2).await.unwrap();
+    assert_eq!(db.xs().await, [2]);
+}
+
+#[tokio::test]
+async fn the_writer_too_refuses_a_command_whose_deadline_has_passed() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    // Nobody polls the receipt, so nobody but the writer can notice.
+    let receipt = insert(&db, 1).deadline(Duration::from_millis(1)).submit().await.unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    gate.open().await;
+    assert!(is_deadline(&soon(receipt).await.unwrap_err()));
+    assert_eq!(db.xs().await, []);
+    assert_eq!(db.stats().commands.not_started, 1);
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_after_the_start_yields_the_true_outcome() {
+    let db = TestDb::open().await;
+    let (command, (started, go_on)) = slow(1);
+    let deadline = Duration::from_millis(300);
+    let mut receipt = db.write("slow", command).deadline(deadline).submit().await.unwrap();
+    started.recv_timeout(deadline).expect("it starts within its deadline");
+    assert!(tokio::time::timeout(deadline, &mut receipt).await.is_err(), "no answer while it runs");
+    go_on.send(()).unwrap();
+    assert_eq!(soon(receipt).await.unwrap(), 1);
+    assert_eq!(db.xs().await, [1]);
+}

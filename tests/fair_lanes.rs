@@ -1,0 +1,101 @@
+//! Fair Lanes: interactive goes first, and bulk and maintenance do not starve.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{Add, Gate, TestDb, add, committed, insert, soon};
+use solewriter::Lane;
+
+#[tokio::test]
+async fn interactive_commands_overtake_bulk_commands_that_wait() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    let mut answers = Vec::new();
+    // Bulk has waited for no other lane yet, so it is owed nothing.
+    for (x, lane) in [(1, Lane::Bulk), (2, Lane::Bulk), (3, Lane::Interactive), (4, Lane::Interactive)] {
+        answers.push(committed(insert(&db, x).lane(lane)).await);
+    }
+    gate.open().await;
+    let mut groups = Vec::new();
+    for answer in answers {
+        groups.push(soon(answer).await.unwrap().token);
+    }
+    let xs = db.xs().await;
+    assert_eq!(xs[..2], [3, 4], "{xs:?}");
+    assert_eq!(groups[2], groups[3]);
+}
+
+#[tokio::test]
+async fn a_group_that_somebody_waits_for_takes_in_no_bulk_command_beyond_its_share() {
+    let db = TestDb::open().await;
+    // So that the writer knows how long one takes, which is more than bulk is owed below.
+    let slow = |x| {
+        db.write("slow", move |tx| {
+            std::thread::sleep(Duration::from_millis(50));
+            add(tx, x)
+        })
+        .lane(Lane::Bulk)
+    };
+    slow(0).await.unwrap();
+    let gate = Gate::close(&db).await;
+    let bulk = committed(slow(1)).await;
+    let interactive = committed(insert(&db, 2)).await;
+    gate.open().await;
+    let (bulk, interactive) = (soon(bulk).await.unwrap(), soon(interactive).await.unwrap());
+    assert!(interactive.token < bulk.token);
+    assert!(interactive.timing.hold < Duration::from_millis(50), "{:?}", interactive.timing);
+    assert_eq!(db.xs().await, [0, 2, 1]);
+}
+
+/// The lane's commands, sent while eight tasks keep the interactive lane from ever being empty.
+async fn finishes_under_an_interactive_flood(lane: Lane) {
+    let db = TestDb::open_with(|config| config.group_hold_max = Duration::from_millis(5)).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let mut flood = Vec::new();
+    for task in 0..8 {
+        let (db, done) = ((*db).clone(), done.clone());
+        flood.push(tokio::spawn(async move {
+            let mut sent = 0_u64;
+            while !done.load(Ordering::Relaxed) {
+                // More than one group can take.
+                let burst: Vec<_> = (0..20)
+                    .map(|_| {
+                        db.write("flood", |_| {
+                            std::thread::sleep(Duration::from_micros(100));
+                            Ok(())
+                        })
+                        .try_submit()
+                        .unwrap()
+                    })
+                    .collect();
+                for receipt in burst {
+                    soon(receipt).await.unwrap();
+                    sent += 1;
+                }
+            }
+            (task, sent)
+        }));
+    }
+    for x in 0..20 {
+        soon(db.send(Add { x }).lane(lane)).await.unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    for task in flood {
+        let (task, sent) = soon(task).await.unwrap();
+        assert!(sent > 0, "task {task} of the flood starved");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_does_not_starve_under_an_interactive_flood() {
+    finishes_under_an_interactive_flood(Lane::Bulk).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maintenance_does_not_starve_under_an_interactive_flood() {
+    finishes_under_an_interactive_flood(Lane::Maintenance).await;
+}

@@ -1,0 +1,247 @@
+//! Opening what can't be opened: a clear typed error each, and nothing created or changed.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+mod common;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use common::HANG;
+use solewriter::{Config, Database, Drain, OpenError, OpenErrorReason as Reason};
+use tempfile::TempDir;
+use walkdir::WalkDir;
+
+/// Name, size, time of the last change, and contents of a file or directory.
+type Entry = (PathBuf, u64, SystemTime, Vec<u8>);
+
+fn listing(dir: &Path) -> Vec<Entry> {
+    let entries = WalkDir::new(dir).sort_by_file_name().into_iter().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let metadata = entry.metadata().unwrap();
+            let contents = if metadata.is_file() { fs::read(entry.path()).unwrap() } else { Vec::new() };
+            (entry.path().to_owned(), metadata.len(), metadata.modified().unwrap(), contents)
+        })
+        .collect()
+}
+
+/// Opens `name` within `dir`, which fails and leaves everything as it was.
+fn refused(dir: &Path, name: impl AsRef<Path>, config: Config) -> OpenError {
+    let before = listing(dir);
+    let path = dir.join(name);
+    let error = Database::builder(&path).config(config).open_blocking().expect_err("it is refused");
+    assert_eq!(listing(dir), before, "{error}");
+    assert_eq!(error.path, path);
+    error
+}
+
+fn open_refused(dir: &TempDir, name: impl AsRef<Path>) -> Reason {
+    refused(dir.path(), name, Config::default()).reason
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Bytes without a pattern, as an encrypted database has.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+#[test]
+fn a_file_that_is_not_a_database() {
+    let dir = dir();
+    let text = "Dear diary, today I did not write SQL. ".repeat(100);
+    for contents in [&b"x"[..], b"SQLite format 4\0", text.as_bytes(), &noise(512), &noise(65_536)] {
+        fs::write(dir.path().join("app.db"), contents).unwrap();
+        let error = refused(dir.path(), "app.db", Config::default());
+        assert!(matches!(error.reason, Reason::NotADatabase(_)), "{error:?}");
+        assert_eq!(error.sqlite_extended_code(), Some(rusqlite::ffi::SQLITE_NOTADB));
+        assert!(error.source().is_some() && error.to_string().contains("app.db"), "{error}");
+    }
+}
+
+#[test]
+fn a_directory_that_does_not_exist() {
+    let dir = dir();
+    assert!(matches!(open_refused(&dir, "none/app.db"), Reason::DirectoryMissing));
+    fs::write(dir.path().join("file"), "").unwrap();
+    assert!(matches!(open_refused(&dir, "file/app.db"), Reason::DirectoryMissing));
+}
+
+#[test]
+fn a_directory_as_path() {
+    let dir = dir();
+    fs::create_dir(dir.path().join("app.db")).unwrap();
+    for path in ["app.db", "app.db/", ".", "app.db/.."] {
+        assert!(matches!(open_refused(&dir, path), Reason::NotAFile), "{path}");
+    }
+}
+
+#[test]
+fn a_path_that_names_no_file_on_disk() {
+    for path in ["", ":memory:", "file:app.db", "file::memory:?cache=shared", "file:///tmp/app.db?mode=ro"] {
+        let error = Database::builder(path).open_blocking().expect_err(path);
+        assert!(matches!(error.reason, Reason::NotAFilePath), "{path}: {error:?}");
+        assert!(path.is_empty() || !Path::new(path).exists(), "{path}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_with_several_hard_links() {
+    let dir = dir();
+    common::plain(&dir.path().join("app.db")).execute_batch("CREATE TABLE t (x)").unwrap();
+    fs::hard_link(dir.path().join("app.db"), dir.path().join("other.db")).unwrap();
+    for name in ["app.db", "other.db"] {
+        assert!(matches!(open_refused(&dir, name), Reason::HardLinks { links: 2 }));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_symbolic_link_that_leads_nowhere() {
+    let dir = dir();
+    std::os::unix::fs::symlink("nowhere.db", dir.path().join("app.db")).unwrap();
+    assert!(matches!(open_refused(&dir, "app.db"), Reason::Missing));
+}
+
+#[cfg(unix)]
+#[test]
+fn something_that_is_not_a_regular_file() {
+    let dir = dir();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("app.db")).unwrap();
+    assert!(matches!(open_refused(&dir, "app.db"), Reason::NotAFile));
+    assert!(matches!(Database::builder("/dev/null").open_blocking().unwrap_err().reason, Reason::NotAFile));
+}
+
+#[test]
+fn a_missing_file_that_is_not_to_be_created() {
+    let config = Config { create: false, ..Config::default() };
+    let dir = dir();
+    assert!(matches!(refused(dir.path(), "app.db", config).reason, Reason::Missing));
+}
+
+#[test]
+fn a_setting_that_makes_no_sense() {
+    let dir = dir();
+    let error = refused(dir.path(), "app.db", Config { readers: 0, ..Config::default() });
+    assert!(matches!(&error.reason, Reason::Config(error) if error.field == "readers"), "{error:?}");
+    assert!(error.source().unwrap().to_string().contains("readers"));
+}
+
+#[test]
+fn a_vfs_that_does_not_exist() {
+    let dir = dir();
+    let before = listing(dir.path()).len();
+    let error = Database::builder(dir.path().join("app.db")).vfs("none").open_blocking().unwrap_err();
+    assert!(matches!(error.reason, Reason::Sqlite(_)), "{error:?}");
+    assert_eq!(listing(dir.path()).len(), before);
+}
+
+#[test]
+fn a_refused_open_does_not_stand_in_the_way_of_the_next() {
+    let dir = dir();
+    let path = dir.path().join("app.db");
+    fs::write(&path, "not a database").unwrap();
+    assert!(matches!(open_refused(&dir, "app.db"), Reason::NotADatabase(_)));
+    fs::remove_file(&path).unwrap();
+    let db = Database::builder(&path).open_blocking().unwrap().blocking();
+    let plain = common::plain(&path);
+    let mode: String = plain.query_row("PRAGMA journal_mode", (), |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+    drop(plain);
+    db.shutdown(Drain::within(HANG)).unwrap();
+}
+
+/// Without rights: in a process without root's, since those pass every check.
+#[cfg(unix)]
+mod permissions {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    const CASE: &str = "SOLEWRITER_TEST_CASE";
+    const NOBODY: u32 = 65_534;
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Opens the path in a process that is not root, and returns the path it has no rights to.
+    fn denied(test: &str, path: &Path, dir: &TempDir) {
+        let before = listing(dir.path());
+        // A copy, since the directories of the original may be closed to others.
+        let programs = tempfile::tempdir().unwrap();
+        chmod(programs.path(), 0o755);
+        let program = programs.path().join("test");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let mut child = Command::new(program);
+        child.args(["--exact", test, "--nocapture"]).env(CASE, path).current_dir("/");
+        if dir.path().metadata().unwrap().uid() == 0 {
+            child.uid(NOBODY).gid(NOBODY);
+        }
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(listing(dir.path()), before);
+    }
+
+    /// In the child: what it has no rights to. `None` in the parent.
+    fn denied_here() -> Option<PathBuf> {
+        let path = std::env::var_os(CASE)?;
+        match Database::builder(path).open_blocking().unwrap_err().reason {
+            Reason::PermissionDenied { at } => Some(at),
+            reason => panic!("{reason:?}"),
+        }
+    }
+
+    /// A database that others may reach, and then only as `mode` and `dir_mode` say.
+    fn database(mode: u32, dir_mode: u32) -> (TempDir, PathBuf) {
+        let dir = dir();
+        let path = dir.path().join("app.db");
+        common::plain(&path).execute_batch("CREATE TABLE t (x)").unwrap();
+        chmod(&path, mode);
+        chmod(dir.path(), dir_mode);
+        (dir, path)
+    }
+
+    #[test]
+    fn a_directory_that_is_read_only() {
+        if let Some(at) = denied_here() {
+            return assert!(at.is_dir(), "{}", at.display());
+        }
+        let (dir, path) = database(0o666, 0o555);
+        denied("permissions::a_directory_that_is_read_only", &path, &dir);
+        denied("permissions::a_directory_that_is_read_only", &dir.path().join("new.db"), &dir);
+        chmod(dir.path(), 0o755);
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_written() {
+        if let Some(at) = denied_here() {
+            return assert!(at.ends_with("app.db"), "{}", at.display());
+        }
+        let (dir, path) = database(0o444, 0o777);
+        denied("permissions::a_file_that_can_not_be_written", &path, &dir);
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read() {
+        if let Some(at) = denied_here() {
+            return assert!(at.ends_with("app.db"), "{}", at.display());
+        }
+        let (dir, path) = database(0o200, 0o777);
+        denied("permissions::a_file_that_can_not_be_read", &path, &dir);
+    }
+}
