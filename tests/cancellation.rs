@@ -107,12 +107,13 @@ async fn a_deadline_that_passes_while_the_command_waits_is_answered_at_once_and_
 async fn the_writer_too_refuses_a_command_whose_deadline_has_passed() {
     let db = TestDb::open().await;
     let gate = Gate::close(&db).await;
-    // Nobody polls the receipt, so nobody but the writer can notice.
+    // Nobody polls the receipt before the writer has gone past it, so nobody else can notice.
     let receipt = insert(&db, 1).deadline(Duration::from_millis(1)).submit().await.unwrap();
     std::thread::sleep(Duration::from_millis(5));
     gate.open().await;
+    insert(&db, 2).await.unwrap();
     assert!(is_deadline(&soon(receipt).await.unwrap_err()));
-    assert_eq!(db.xs().await, []);
+    assert_eq!(db.xs().await, [2]);
     assert_eq!(db.stats().commands.not_started, 1);
 }
 

@@ -6,35 +6,35 @@ mod common;
 use std::sync::mpsc;
 
 use common::{HANG, TestDb, soon, until};
-use solewriter::Durability;
 
 const TARGET_BYTES: u64 = 4 << 20;
 const ALLOWED_BYTES: u64 = TARGET_BYTES / 10 * 11;
-const ROW_BYTES: usize = 2_000;
 
 async fn small_wal() -> TestDb {
-    TestDb::open_with(|config| {
+    let db = TestDb::open_with(|config| {
         config.wal_target_bytes = TARGET_BYTES;
         config.checkpoint_pages = 100;
-        // The disk is not what is looked at.
-        config.durability = Durability::Normal;
-        config.group_commands_max = 16;
+        config.group_commands_max = 2;
     })
-    .await
+    .await;
+    db.execute("CREATE TABLE log (id INTEGER PRIMARY KEY, line BLOB)", ()).await.unwrap();
+    db
 }
 
-/// Writes about this many bytes in small commands, and returns the largest size of the -wal file meanwhile.
+/// Lets small commands write about this many bytes to the WAL, and returns the largest size of its file.
 async fn write_bytes(db: &TestDb, bytes: u64) -> u64 {
-    let mut wal_bytes_max = 0;
-    for _ in 0..bytes / (16 * ROW_BYTES as u64) {
-        let mut receipts = Vec::new();
-        for _ in 0..16 {
-            let row = db.execute("INSERT INTO t (x) VALUES (randomblob(?1))", (ROW_BYTES as i64,));
-            receipts.push(row.submit().await.unwrap());
-        }
+    let (mut wal_bytes_max, mut pages, mut before) = (0, 0, db.stats().wal_pages);
+    while pages * db.stats().page_bytes < bytes {
+        // One after the other, the writer would be idle long enough for the WAL to begin anew by itself.
+        let write = || db.execute("INSERT INTO log (line) VALUES (randomblob(3000))", ()).submit();
+        let receipts = futures_util::future::join_all((0..8).map(|_| write())).await;
         for receipt in receipts {
-            soon(receipt).await.unwrap();
+            soon(receipt.unwrap()).await.unwrap();
         }
+        let stats = db.stats();
+        // It begins anew from time to time.
+        pages += stats.wal_pages.saturating_sub(before);
+        before = stats.wal_pages;
         wal_bytes_max = wal_bytes_max.max(db.wal_bytes());
     }
     wal_bytes_max

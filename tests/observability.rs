@@ -80,7 +80,7 @@ fn said_of(label: &str) -> Vec<Said> {
 #[tokio::test]
 async fn who_holds_the_writer_can_be_asked_at_any_time() {
     let db = TestDb::open().await;
-    assert!(db.holder().is_none());
+    until("nobody holds it", || db.holder().is_none()).await;
     let gate = Gate::close(&db).await;
     let holder = db.holder().unwrap();
     assert!(matches!(&holder.phase, Phase::Command { lane: Lane::Bulk, .. }), "{holder:?}");

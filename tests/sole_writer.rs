@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -85,7 +85,9 @@ async fn two_databases_have_nothing_in_common() {
 const HOLD: &str = "SOLEWRITER_TEST_HOLD";
 
 /// Another process that has the database open; it closes it when it is told anything.
-fn another_process(path: &Path) -> Child {
+///
+/// Its output must stay open, else it dies of a broken pipe.
+fn another_process(path: &Path) -> (Child, impl BufRead + use<>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "another_process_keeps_us_out_and_is_named", "--nocapture"])
         .env(HOLD, path)
@@ -93,9 +95,10 @@ fn another_process(path: &Path) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    assert!(output.lines().any(|line| line.unwrap().contains("ready")), "the child opens the database");
-    child
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let is_ready = output.by_ref().lines().any(|line| line.unwrap().contains("ready"));
+    assert!(is_ready, "the child opens the database");
+    (child, output)
 }
 
 fn hold(path: &Path) {
@@ -113,7 +116,7 @@ fn another_process_keeps_us_out_and_is_named() {
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("shared.db");
-    let mut child = another_process(&path);
+    let (mut child, _output) = another_process(&path);
     let refused = Database::builder(&path).open_blocking().unwrap_err();
     let pid = child.id();
     assert!(
@@ -128,7 +131,7 @@ fn another_process_keeps_us_out_and_is_named() {
     db.shutdown(Drain::within(HANG)).unwrap();
 
     // A process that dies leaves its lock file and not its lock.
-    let mut child = another_process(&dir.path().join("killed.db"));
+    let (mut child, _output) = another_process(&dir.path().join("killed.db"));
     child.kill().unwrap();
     child.wait().unwrap();
     let db = Database::builder(dir.path().join("killed.db")).open_blocking().unwrap().blocking();
