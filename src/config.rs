@@ -100,7 +100,8 @@ pub struct Config {
 
     /// How long a group of bulk and maintenance commands may hold the write lock. Default: 8 ms.
     ///
-    /// Import batches aim at it: it bounds how long an interactive command waits behind them.
+    /// Import batches aim at it: it bounds how long an interactive command waits behind them. An entry is not
+    /// cut in two, so one that takes longer by itself is a batch of its own.
     #[serde(rename = "bulk_hold_target_ms", with = "millis")]
     pub bulk_hold_target: Duration,
 

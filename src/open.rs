@@ -100,8 +100,8 @@ impl DatabaseFile {
             _ => refusal(error, directory_of(path)),
         })?;
         let name = path.file_name().ok_or(OpenErrorReason::NotAFile)?;
-        if !create || fs::symlink_metadata(path).is_ok() {
-            // The latter is a symbolic link that leads nowhere.
+        let leads_nowhere = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+        if !create || leads_nowhere {
             return Err(OpenErrorReason::Missing);
         }
         require_access(&directory)?;

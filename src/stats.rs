@@ -26,9 +26,9 @@ pub struct Stats {
     pub hold: Durations,
     /// The COMMIT alone, for each group.
     pub commit: Durations,
-    /// How many commands each committed group held, by lane; groups without any of a lane do not count there.
-    ///
-    /// "Batching is active" is `group_size.interactive.max > 1`.
+    /// How many commands each committed group held. "Batching is active" is `group_commands.max > 1`.
+    pub group_commands: Counts,
+    /// The same by lane; groups without any command of a lane do not count there.
     pub group_size: PerLane<Counts>,
     /// Groups that were committed.
     pub groups_committed: u64,
@@ -188,6 +188,7 @@ pub(crate) struct WriterStats {
     pub(crate) run: PerLane<DurationHistogram>,
     pub(crate) hold: DurationHistogram,
     pub(crate) commit: DurationHistogram,
+    pub(crate) group_commands: CountHistogram,
     pub(crate) group_size: PerLane<CountHistogram>,
     pub(crate) groups_committed: u64,
     pub(crate) groups_lost: u64,
@@ -200,12 +201,14 @@ impl WriterStats {
         stats.run = PerLane::from_fn(|lane| self.run[lane].summary());
         stats.hold = self.hold.summary();
         stats.commit = self.commit.summary();
+        stats.group_commands = self.group_commands.summary();
         stats.group_size = PerLane::from_fn(|lane| self.group_size[lane].summary());
         stats.groups_committed = self.groups_committed;
         stats.groups_lost = self.groups_lost;
     }
 
     pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {
+        self.group_commands.record(size.interactive + size.bulk + size.maintenance);
         for lane in Lane::ALL {
             if size[lane] > 0 {
                 self.group_size[lane].record(size[lane]);

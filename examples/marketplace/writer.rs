@@ -90,8 +90,7 @@ impl Service for SoleWriter {
             imported,
             failed: source.entry_count() as u64 - imported,
             batches: report.batches,
-            // The report does not say why a batch was lost and tried again; the worst is assumed.
-            locked_errors: report.batches_lost,
+            locked_errors: report.batches_busy,
         })
     }
 
@@ -113,17 +112,13 @@ impl Service for SoleWriter {
     fn figures(&self) -> WriteFigures {
         let stats = self.database.stats();
         let (people, imports) = (stats.wait.interactive, stats.wait.bulk);
-        let (renames, batches) = (stats.group_size.interactive, stats.group_size.bulk);
         WriteFigures {
             hold_p99: stats.hold.p99,
             hold_max: stats.hold.max,
             // Each lane has a distribution of its own; the worse one counts.
             wait_p99: people.p99.max(imports.p99),
             wait_max: people.max.max(imports.max),
-            group_sizes: Some(GroupSizes {
-                mean: stats.commands.committed as f64 / stats.groups_committed.max(1) as f64,
-                max: renames.max.max(batches.max),
-            }),
+            group_sizes: Some(GroupSizes { mean: stats.group_commands.mean, max: stats.group_commands.max }),
         }
     }
 }

@@ -305,6 +305,9 @@ where
     /// Pauses before the same batch is sent again, unless too many were lost in a row.
     async fn retry(&mut self, last: WriteError<LostBatch>) -> Result<(), ImportFailure> {
         self.report.batches_lost += 1;
+        if matches!(last, WriteError::NotStarted(NotStarted::Busy(_))) {
+            self.report.batches_busy += 1;
+        }
         self.lost_in_a_row += 1;
         if self.lost_in_a_row >= self.settings.lost_batches_max {
             return Err(ImportFailure::BatchesLost { batches: self.lost_in_a_row, last });

@@ -26,7 +26,7 @@ pub use report::{EntryError, FailedEntry, ImportError, ImportFailure, ImportRepo
 /// How entries are put together into batches, each in a transaction of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Batch {
-    /// As many as fit into `bulk_hold_target`, whatever an entry takes (the default).
+    /// As many as fit into `bulk_hold_target`, and at least one, whatever an entry takes (the default).
     #[default]
     Adaptive,
     /// This many, however long they hold the write lock.
@@ -153,6 +153,9 @@ impl<S> Import<S> {
 
     /// As [`run`](Self::run), and tells `observe` the outcome of every entry, by its index in the stream,
     /// once that outcome is final: a value only after its COMMIT.
+    ///
+    /// Write the observer in place: a closure bound to a variable first is inferred for one lifetime only, and
+    /// the compiler then finds it "not general enough".
     ///
     /// # Errors
     /// As with [`run`](Self::run).

@@ -37,6 +37,8 @@ pub struct ImportReport<E> {
     pub batches: u64,
     /// Batches that were lost and tried again.
     pub batches_lost: u64,
+    /// How many of these found the write lock held by another process for longer than `busy_timeout`.
+    pub batches_busy: u64,
     /// The longest a batch's group held the write lock.
     pub hold_max: Duration,
     /// The longest a batch waited for the writer.
@@ -54,6 +56,7 @@ impl<E> ImportReport<E> {
             failures: Vec::new(),
             batches: 0,
             batches_lost: 0,
+            batches_busy: 0,
             hold_max: Duration::ZERO,
             wait_max: Duration::ZERO,
             total: Duration::ZERO,
