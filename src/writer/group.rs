@@ -56,15 +56,14 @@ impl Writer {
         self.housekeeping.watch();
         self.board.hold(Phase::Begin);
         let group = Group::begin(first.durability);
-        let flow = match self.begin(session, group.durability) {
+        match self.begin(session, group.durability) {
             Ok(()) => self.run_commands(session, group, first),
             Err(error) => {
+                self.board.let_go();
                 self.fail_begin(first, error);
                 ControlFlow::Continue(())
             }
-        };
-        self.board.let_go();
-        flow
+        }
     }
 
     /// Takes the next command that may join `group` and can still run.
@@ -154,6 +153,8 @@ impl Writer {
         let started = Instant::now();
         let result = session.control.commit();
         let (commit, hold) = (started.elapsed(), group.begun.elapsed());
+        // Before the answers: who has its answer must not find itself the holder.
+        self.board.let_go();
         let lane = if group.is_interactive { Lane::Interactive } else { Lane::Bulk };
         self.lanes.spend(lane, commit, group.is_interactive);
         match result {
@@ -231,6 +232,7 @@ impl Writer {
     /// Leaves no transaction behind. Breaks if the connection is not fit for another.
     fn roll_back(&self, session: &Session<'_>) -> ControlFlow<()> {
         let rolled_back = session.control.roll_back();
+        self.board.let_go();
         if let Err(error) = &rolled_back {
             tracing::error!(%error, "ROLLBACK failed");
         }
