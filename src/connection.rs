@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::config::{Config, Durability};
 use crate::error::OpenErrorReason;
+use crate::sqlite_ffi;
 
 /// The first version without the WAL-reset bug, which corrupts a database that one connection writes while
 /// another checkpoints: just what this crate does (<https://www.sqlite.org/wal.html#walresetbug>).
@@ -53,6 +54,11 @@ pub(crate) fn require_sqlite_version() -> Result<(), OpenErrorReason> {
 
 /// Fails if the file is neither empty nor a database, and changes nothing, not even the -wal or -shm file.
 pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReason> {
+    // SQLite takes a file of a single byte for an empty one, and would write over it.
+    if std::fs::metadata(&location.path).is_ok_and(|metadata| metadata.len() == 1) {
+        let not_a_database = ffi::Error::new(ffi::SQLITE_NOTADB);
+        return Err(rusqlite::Error::SqliteFailure(not_a_database, None).into());
+    }
     // `immutable` makes SQLite read the file alone, without locks, WAL or shared memory.
     let path = location.path.to_string_lossy();
     let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
@@ -172,10 +178,16 @@ fn set(
     Err(OpenErrorReason::Pragma { name, wanted: wanted.into(), found })
 }
 
+/// Syncs the database file after a checkpoint; a failure counts as that of the checkpoint.
+pub(crate) fn sync(connection: &Connection) -> rusqlite::Result<()> {
+    sqlite_ffi::sync_database_file(connection)
+}
+
 /// Closes a connection; one that user code left a statement of is given up instead.
 pub(crate) fn close(connection: Connection) {
     if let Err((connection, error)) = connection.close() {
         tracing::error!(%error, "a connection could not be closed and is leaked");
+        sqlite_ffi::reset_statements(&connection);
         // Dropping it would panic, since SQLite refuses to close it.
         let _leaked = ManuallyDrop::new(connection);
     }
@@ -223,11 +235,15 @@ pub(crate) fn checkpoint(
         CheckpointMode::Restart => "PRAGMA wal_checkpoint(RESTART)",
         CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
     };
-    connection.busy_timeout(wait)?;
+    if mode != CheckpointMode::Passive {
+        connection.busy_timeout(wait)?;
+    }
     let result = connection.query_row(sql, (), |row| {
         let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
-    connection.busy_timeout(config.busy_timeout)?;
+    if mode != CheckpointMode::Passive {
+        connection.busy_timeout(config.busy_timeout)?;
+    }
     result
 }

@@ -17,12 +17,21 @@ use crate::holder::Phase;
 use crate::sync::lock;
 
 /// The writer's line to the housekeeper.
+///
+/// Checkpoints go back and forth between the two: the writer says that the WAL has grown; the housekeeper
+/// copies it into the database file while the writer goes on, syncs the file, and says that it is done; the
+/// writer copies the little that was added meanwhile and begins the WAL anew, between two groups.
 #[derive(Default)]
 pub(crate) struct Housekeeping {
     wanted: Mutex<Wanted>,
     changed: Condvar,
     watching: AtomicBool,
+    /// Held while the housekeeper checkpoints: SQLite refuses a second checkpoint without waiting.
+    checkpointing: Mutex<()>,
+    /// The WAL is copied but for what was added meanwhile.
     restart: AtomicBool,
+    /// A reader, or another process, keeps the WAL from being copied as a whole.
+    pinned: AtomicBool,
 }
 
 #[derive(Default)]
@@ -45,13 +54,22 @@ impl Housekeeping {
         self.tell(|wanted| wanted.checkpoint = true);
     }
 
-    /// Whether the WAL is near its target, so that the writer should begin it anew. No checkpoint of ours
-    /// runs until the writer has [done so](Self::restarted).
+    /// Whether the writer should begin the WAL anew. No checkpoint begins until it has [done](Self::restart)
+    /// so.
     pub(crate) fn restart_is_due(&self) -> bool {
         self.restart.load(Ordering::Acquire)
     }
 
-    pub(crate) fn restarted(&self) {
+    /// Whether beginning the WAL anew has no chance before the next checkpoint.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Acquire)
+    }
+
+    /// Lets the writer begin the WAL anew, after a checkpoint that may be running; `restart` tells whether it
+    /// was possible.
+    pub(crate) fn restart(&self, restart: impl FnOnce() -> bool) {
+        let _checkpointing = lock(&self.checkpointing);
+        self.pinned.store(!restart(), Ordering::Release);
         self.restart.store(false, Ordering::Release);
     }
 
@@ -105,6 +123,7 @@ impl House {
                 break;
             }
             if wanted.checkpoint && !self.line.restart_is_due() {
+                let _checkpointing = lock(&self.line.checkpointing);
                 self.checkpoint();
             }
             if self.line.watching.load(Ordering::Acquire) && !watch.look(&self.board, &self.config) {
@@ -141,7 +160,10 @@ impl House {
             return;
         }
         let (mode, wait) = (CheckpointMode::Passive, Duration::ZERO);
-        let done = match connection::checkpoint(&self.connection, mode, wait, &self.config) {
+        let done = connection::checkpoint(&self.connection, mode, wait, &self.config);
+        // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
+        let synced = done.and_then(|done| connection::sync(&self.connection).map(|()| done));
+        let done = match synced {
             Ok(done) => done,
             // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.
             Err(error) => return self.board.stop(error.into()),
@@ -149,13 +171,12 @@ impl House {
         tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
         let wal = &self.board.wal;
         wal.checkpoints.fetch_add(1, Ordering::Relaxed);
-        if done.blocked || done.copied_pages < done.wal_pages {
-            // While a reader pins the WAL it can't begin anew, and trying would only hold up the writer.
+        let pinned = done.blocked || done.copied_pages < done.wal_pages;
+        if pinned {
             wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
-        } else if wal.bytes() >= self.config.wal_target_bytes / 4 * 3 {
-            // At three quarters, so that what is written meanwhile stays below the target.
-            self.line.restart.store(true, Ordering::Release);
         }
+        self.line.pinned.store(pinned, Ordering::Release);
+        self.line.restart.store(!pinned, Ordering::Release);
     }
 }
 

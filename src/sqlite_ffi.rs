@@ -1,6 +1,8 @@
 //! The few SQLite calls that rusqlite does not offer: the only unsafe code of the crate.
 #![allow(unsafe_code)]
 
+use std::ptr;
+
 use rusqlite::{Connection, ffi};
 
 /// Whether the open transaction violates a deferred foreign key, that is, whether COMMIT would fail now.
@@ -31,9 +33,56 @@ pub(crate) fn reset_last_insert_rowid(connection: &Connection) {
     unsafe { ffi::sqlite3_set_last_insert_rowid(connection.handle(), 0) }
 }
 
+/// Resets every statement that was left half-stepped, so that it no longer pins the WAL.
+pub(crate) fn reset_statements(connection: &Connection) {
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. The
+    // list gives statements that are not finalized, or null. A reset is allowed in any state; whoever held
+    // such a statement has leaked it, since a borrow of the connection can't outlive the command otherwise.
+    unsafe {
+        let database = connection.handle();
+        let mut statement = ffi::sqlite3_next_stmt(database, ptr::null_mut());
+        while !statement.is_null() {
+            ffi::sqlite3_reset(statement);
+            statement = ffi::sqlite3_next_stmt(database, statement);
+        }
+    }
+}
+
+/// Syncs the database file, which a checkpoint beside a busy writer does not do by itself.
+///
+/// A failure must be taken as that of a checkpoint: the system may have dropped what it could not write
+/// (<https://www.sqlite.org/c3ref/io_methods.html>, `xSync`).
+pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()> {
+    let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
+    // `SQLITE_FCNTL_FILE_POINTER` stores the file of the named database into the pointer it is given; the file
+    // lives as long as the connection, and its methods, where there are any, have an `xSync` in every version.
+    let code = unsafe {
+        let out = ptr::from_mut(&mut file).cast();
+        match ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_FILE_POINTER,
+            out,
+        ) {
+            ffi::SQLITE_OK if !file.is_null() && !(*file).pMethods.is_null() => {
+                match (*(*file).pMethods).xSync {
+                    Some(sync) => sync(file, ffi::SQLITE_SYNC_NORMAL),
+                    None => ffi::SQLITE_OK,
+                }
+            }
+            code => code,
+        }
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::mem_forget)]
     use super::*;
 
     #[test]
@@ -60,5 +109,27 @@ mod tests {
         assert_eq!(db.last_insert_rowid(), 1);
         reset_last_insert_rowid(&db);
         assert_eq!(db.last_insert_rowid(), 0);
+    }
+
+    #[test]
+    fn a_reset_statement_no_longer_keeps_the_connection_busy() {
+        let db = Connection::open_in_memory().unwrap();
+        let mut statement = db.prepare("SELECT 1 UNION ALL SELECT 2").unwrap();
+        let mut rows = statement.query(()).unwrap();
+        rows.next().unwrap();
+        assert!(db.is_busy());
+        std::mem::forget(rows);
+        reset_statements(&db);
+        assert!(!db.is_busy());
+    }
+
+    #[test]
+    fn the_file_of_a_database_can_be_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Connection::open(directory.path().join("synced.db")).unwrap();
+        db.execute_batch("CREATE TABLE t (x)").unwrap();
+        sync_database_file(&db).unwrap();
+        // A database in memory has no file to sync.
+        sync_database_file(&Connection::open_in_memory().unwrap()).unwrap();
     }
 }

@@ -10,10 +10,10 @@ use common::{HANG, TestDb, soon, until};
 const TARGET_BYTES: u64 = 4 << 20;
 const ALLOWED_BYTES: u64 = TARGET_BYTES / 10 * 11;
 
-async fn small_wal() -> TestDb {
+async fn small_wal(checkpoint_pages: u32) -> TestDb {
     let db = TestDb::open_with(|config| {
         config.wal_target_bytes = TARGET_BYTES;
-        config.checkpoint_pages = 100;
+        config.checkpoint_pages = checkpoint_pages;
         config.group_commands_max = 2;
     })
     .await;
@@ -42,7 +42,7 @@ async fn write_bytes(db: &TestDb, bytes: u64) -> u64 {
 
 #[tokio::test]
 async fn under_sustained_small_writes_the_wal_keeps_to_its_target() {
-    let db = small_wal().await;
+    let db = small_wal(100).await;
     let wal_bytes_max = write_bytes(&db, 8 * TARGET_BYTES).await;
     let stats = db.stats();
     println!(
@@ -54,9 +54,19 @@ async fn under_sustained_small_writes_the_wal_keeps_to_its_target() {
     assert!(stats.wal_pages_max * stats.page_bytes <= ALLOWED_BYTES);
 }
 
+#[tokio::test]
+async fn where_checkpoints_lag_the_writer_itself_keeps_the_wal_to_its_target() {
+    let db = small_wal(u32::MAX).await;
+    let wal_bytes_max = write_bytes(&db, 8 * TARGET_BYTES).await;
+    let stats = db.stats();
+    assert!(wal_bytes_max <= ALLOWED_BYTES, "{wal_bytes_max}");
+    assert_eq!(stats.checkpoints, 0, "no routine checkpoint ran");
+    assert!(stats.wal_restarts >= 7, "{}", stats.wal_restarts);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_read_pins_the_wal_and_afterwards_it_shrinks_again() {
-    let db = small_wal().await;
+    let db = small_wal(100).await;
     write_bytes(&db, TARGET_BYTES / 8).await;
     let (has_read, reads) = mpsc::channel();
     let (go_on, wait) = mpsc::channel::<()>();

@@ -95,7 +95,7 @@ fn the_defaults_are_those_of_the_contract() {
     );
     assert_eq!((cache_bytes, mmap_bytes, wal_target_bytes), (64 * MIB, 256 * MIB, 64 * MIB));
     assert_eq!((statement_cache_capacity, queue_commands_max, queue_bytes_max), (128, 16_384, 64 << 20));
-    assert_eq!((group_commands_max, checkpoint_pages), (4_096, 1_000));
+    assert_eq!((group_commands_max, checkpoint_pages), (4_096, 4_000));
     assert_eq!((bulk_share_percent, maintenance_share_percent), (20, 5));
     assert_eq!((readers, readers_overflow), (5, 10));
     let millis = [

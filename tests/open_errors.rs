@@ -62,7 +62,7 @@ fn a_file_that_is_not_a_database() {
     let dir = dir();
     let text = "Dear diary, today I did not write SQL. ".repeat(100);
     // SQLite takes a file of a single byte for an empty one.
-    for contents in [&b"no"[..], b"SQLite format 4\0", text.as_bytes(), &noise(512), &noise(65_536)] {
+    for contents in [&b"x"[..], b"no", b"SQLite format 4\0", text.as_bytes(), &noise(512), &noise(65_536)] {
         fs::write(dir.path().join("app.db"), contents).unwrap();
         let error = refused(dir.path(), "app.db", Config::default());
         assert!(matches!(error.reason, Reason::NotADatabase(_)), "{error:?}");

@@ -242,15 +242,20 @@ impl Writer {
         group::answer(envelope.job, fate);
     }
 
-    /// After a group: lets the WAL be checkpointed, or begins it anew when it is near its target.
+    /// After a group: lets the WAL be checkpointed, or begins it anew.
     fn tend_wal(&mut self, connection: &Connection) {
         let pages = connection::wal_pages();
+        if pages < self.board.wal.pages() {
+            // SQLite has begun it anew by itself, as it does when it is wholly copied and unread.
+            self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+            self.wal_pages_seen = 0;
+        }
         self.board.wal.set_pages(pages);
-        // A WAL that is smaller than before has begun anew by itself.
-        self.wal_pages_seen = self.wal_pages_seen.min(pages);
-        if self.housekeeping.restart_is_due() {
-            self.restart_wal(connection);
-            self.housekeeping.restarted();
+        let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
+        if self.housekeeping.restart_is_due() || (is_full && !self.housekeeping.is_pinned()) {
+            self.board.hold(Phase::Checkpoint);
+            self.housekeeping.clone().restart(|| self.restart_wal(connection));
+            self.board.let_go();
             self.wal_pages_seen = self.board.wal.pages();
         } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
             self.wal_pages_seen = pages;
@@ -258,22 +263,27 @@ impl Writer {
         }
     }
 
-    /// Copies the little that routine checkpoints have left and makes the next commit begin the WAL anew.
-    fn restart_wal(&self, connection: &Connection) {
-        self.board.hold(Phase::Checkpoint);
+    /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way.
+    fn restart_wal(&self, connection: &Connection) -> bool {
         let started = Instant::now();
-        match connection::checkpoint(connection, CheckpointMode::Restart, RESTART_WAIT, &self.config) {
+        let done = connection::checkpoint(connection, CheckpointMode::Restart, RESTART_WAIT, &self.config);
+        let restarted = match done {
             Ok(done) if done.blocked => {
                 self.board.wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
+                false
             }
             Ok(_) => {
                 self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
                 self.board.wal.set_pages(0);
+                true
             }
-            Err(error) => self.board.stop(error.into()),
-        }
-        self.board.let_go();
-        tracing::debug!(took_us = started.elapsed().as_micros(), "wal restart");
+            Err(error) => {
+                self.board.stop(error.into());
+                false
+            }
+        };
+        tracing::debug!(took_us = started.elapsed().as_micros(), restarted, "wal restart");
+        restarted
     }
 }
 
