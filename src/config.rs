@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::Semaphore;
 
 /// How much an acknowledged write survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -190,12 +191,14 @@ impl Config {
         // SQLite counts milliseconds, pages and KiB in signed 32-bit integers; a day and a TiB are far below.
         const DAY: Duration = Duration::from_secs(86_400);
         const TIB: u64 = 1 << 40;
+        // SQLITE_MAX_MMAP_SIZE of the bundled build (https://www.sqlite.org/mmap.html).
+        const MMAP_MAX: u64 = 0x7fff_0000;
         let shares = u32::from(self.bulk_share_percent) + u32::from(self.maintenance_share_percent);
         let rules: [(&'static str, bool, &'static str); 21] = [
             ("name", !self.name.is_empty() && !self.name.contains('\0'), "must be text without NUL"),
             ("busy_timeout_ms", self.busy_timeout <= DAY, "must be at most a day"),
             ("cache_bytes", (1024..=TIB).contains(&self.cache_bytes), "must be between 1 KiB and 1 TiB"),
-            ("mmap_bytes", self.mmap_bytes <= TIB, "must be at most 1 TiB"),
+            ("mmap_bytes", self.mmap_bytes <= MMAP_MAX, "must be at most 2147418112, SQLite's own limit"),
             ("statement_cache_capacity", self.statement_cache_capacity <= 65_536, "must be at most 65536"),
             ("queue_commands_max", in_queue_range(self.queue_commands_max), "must be between 1 and 2^30"),
             ("queue_bytes_max", in_queue_range(self.queue_bytes_max), "must be between 1 and 2^30"),
@@ -281,7 +284,7 @@ fn positive(duration: Duration) -> bool {
 }
 
 fn in_queue_range(permits: usize) -> bool {
-    (1..=1 << 30).contains(&permits)
+    (1..=Semaphore::MAX_PERMITS.min(1 << 30)).contains(&permits)
 }
 
 // The derive above writes inherent functions (`remote = "Self"`); these add what a derive can't: the name of

@@ -1,8 +1,7 @@
 //! Opens a connection for its role, and sets and verifies every setting of it.
 
 use std::cell::Cell;
-use std::mem::ManuallyDrop;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -60,16 +59,32 @@ pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReaso
         return Err(rusqlite::Error::SqliteFailure(not_a_database, None).into());
     }
     // `immutable` makes SQLite read the file alone, without locks, WAL or shared memory.
-    let path = location.path.to_string_lossy();
-    let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-    let uri = format!("file:{path}?immutable=1");
+    let uri = format!("file:{}?immutable=1", percent_encoded(&location.path));
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection = match &location.vfs {
+    let opened = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(uri, flags, vfs.as_str()),
         None => Connection::open_with_flags(uri, flags),
-    }?;
-    connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))?;
-    Ok(())
+    };
+    let read = opened
+        .and_then(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(())));
+    match read.map_err(OpenErrorReason::from) {
+        Err(reason @ OpenErrorReason::NotADatabase(_)) => Err(reason),
+        // Without its WAL a database may look damaged that is not; the real open finds out.
+        _ => Ok(()),
+    }
+}
+
+/// A path as a part of a URI, byte by byte: it need not be UTF-8.
+fn percent_encoded(path: &Path) -> String {
+    let mut encoded = String::new();
+    for &byte in path.as_os_str().as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            encoded.push_str(&format!("%{byte:02x}"));
+        }
+    }
+    encoded
 }
 
 pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<Connection, OpenErrorReason> {
@@ -89,9 +104,6 @@ pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) ->
     connection.busy_timeout(config.busy_timeout)?;
     let cache_kib = i64::try_from(config.cache_bytes / 1024).unwrap_or(i64::MAX);
     let reader = role == Role::Reader;
-    if !reader {
-        set(connection, "journal_mode", "wal", "wal")?;
-    }
     let integers = [
         ("synchronous", synchronous(config.durability)),
         ("foreign_keys", config.foreign_keys.into()),
@@ -110,6 +122,8 @@ pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) ->
         // A WAL that once grew beyond its target gives the space back when it begins anew.
         let limit = config.wal_target_bytes.to_string();
         set(connection, "journal_size_limit", &limit, &limit)?;
+        // Last, since it alone changes the file.
+        set(connection, "journal_mode", "wal", "wal")?;
     }
     #[cfg(target_vendor = "apple")]
     set(connection, "fullfsync", "1", "1")?;
@@ -139,6 +153,11 @@ pub(crate) fn watch_wal(connection: &Connection) {
         WAL_PAGES.set(pages.unsigned_abs().into());
         Ok(())
     }));
+}
+
+/// The WAL begins anew: it has no pages until the next commit tells.
+pub(crate) fn reset_wal_pages() {
+    WAL_PAGES.set(0);
 }
 
 /// The pages in the WAL after the newest commit on this thread.
@@ -183,13 +202,12 @@ pub(crate) fn sync(connection: &Connection) -> rusqlite::Result<()> {
     sqlite_ffi::sync_database_file(connection)
 }
 
-/// Closes a connection; one that user code left a statement of is given up instead.
+/// Closes a connection; the handle of one that user code leaked a statement of is leaked with it.
 pub(crate) fn close(connection: Connection) {
     if let Err((connection, error)) = connection.close() {
-        tracing::error!(%error, "a connection could not be closed and is leaked");
+        tracing::error!(%error, "a connection could not be closed");
+        // At least it must not pin the WAL.
         sqlite_ffi::reset_statements(&connection);
-        // Dropping it would panic, since SQLite refuses to close it.
-        let _leaked = ManuallyDrop::new(connection);
     }
 }
 

@@ -338,7 +338,9 @@ impl<E: StdError + 'static> StdError for ReadError<E> {
     }
 }
 
-/// Why a database could not be opened. Nothing was created and nothing changed.
+/// Why a database could not be opened. The database was not changed, nor one created.
+///
+/// Where only SQLite itself refuses, at the very end, the lock file beside the database may stay behind.
 #[derive(Debug)]
 pub struct OpenError {
     /// The path as it was given.
@@ -383,7 +385,7 @@ pub enum OpenErrorReason {
         /// The field of [`Config`](crate::Config).
         option: &'static str,
     },
-    /// This process is still closing the database after `shutdown_wait_max`.
+    /// This process is still closing the database, or opening it elsewhere, after `shutdown_wait_max`.
     StillClosing,
     /// The SQLite that is linked has a known corruption bug; 3.51.3 or later is needed.
     SqliteTooOld {

@@ -27,11 +27,35 @@ pub(crate) struct Housekeeping {
     changed: Condvar,
     watching: AtomicBool,
     /// Held while the housekeeper checkpoints: SQLite refuses a second checkpoint without waiting.
-    checkpointing: Mutex<()>,
-    /// The WAL is copied but for what was added meanwhile.
+    checkpointing: Mutex<Restarts>,
+    /// The WAL is copied but for what was added meanwhile, or what somebody still reads.
     restart: AtomicBool,
-    /// A reader, or another process, keeps the WAL from being copied as a whole.
+    /// A reader was in the way when the WAL was to begin anew, and will be tried again later.
     pinned: AtomicBool,
+}
+
+/// How often the writer tries to begin the WAL anew: each try in vain costs it some waiting.
+#[derive(Default)]
+struct Restarts {
+    blocked_in_a_row: u32,
+    checkpoints_to_skip: u32,
+}
+
+impl Restarts {
+    fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    fn blocked(&mut self) {
+        self.checkpoints_to_skip = 1 << self.blocked_in_a_row.min(4);
+        self.blocked_in_a_row += 1;
+    }
+
+    /// After a checkpoint: whether it is time for the next try.
+    fn is_due(&mut self) -> bool {
+        self.checkpoints_to_skip = self.checkpoints_to_skip.saturating_sub(1);
+        self.checkpoints_to_skip == 0
+    }
 }
 
 #[derive(Default)]
@@ -68,8 +92,14 @@ impl Housekeeping {
     /// Lets the writer begin the WAL anew, after a checkpoint that may be running; `restart` tells whether it
     /// was possible.
     pub(crate) fn restart(&self, restart: impl FnOnce() -> bool) {
-        let _checkpointing = lock(&self.checkpointing);
-        self.pinned.store(!restart(), Ordering::Release);
+        let mut restarts = lock(&self.checkpointing);
+        let restarted = restart();
+        if restarted {
+            restarts.succeeded()
+        } else {
+            restarts.blocked()
+        }
+        self.pinned.store(!restarted, Ordering::Release);
         self.restart.store(false, Ordering::Release);
     }
 
@@ -123,11 +153,17 @@ impl House {
                 break;
             }
             if wanted.checkpoint && !self.line.restart_is_due() {
-                let _checkpointing = lock(&self.line.checkpointing);
-                self.checkpoint();
+                let mut restarts = lock(&self.line.checkpointing);
+                if self.checkpoint() && restarts.is_due() {
+                    self.line.restart.store(true, Ordering::Release);
+                }
             }
             if self.line.watching.load(Ordering::Acquire) && !watch.look(&self.board, &self.config) {
                 self.line.watching.store(false, Ordering::Release);
+                // A group may have begun before the writer could see that nobody watches.
+                if self.board.holder().is_some() {
+                    self.line.watching.store(true, Ordering::Release);
+                }
             }
         }
         // Frames whose sync may have failed must not reach the database file (reliability: failed COMMIT).
@@ -155,9 +191,10 @@ impl House {
         std::mem::take(&mut *wanted)
     }
 
-    fn checkpoint(&self) {
+    /// Copies what it can and syncs the file; false if writing has stopped.
+    fn checkpoint(&self) -> bool {
         if self.board.stopped().is_some() {
-            return;
+            return false;
         }
         let (mode, wait) = (CheckpointMode::Passive, Duration::ZERO);
         let done = connection::checkpoint(&self.connection, mode, wait, &self.config);
@@ -166,19 +203,24 @@ impl House {
         let done = match synced {
             Ok(done) => done,
             // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.
-            Err(error) => return self.board.stop(error.into()),
+            Err(error) => {
+                self.board.stop(error.into());
+                return false;
+            }
         };
         tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
         let wal = &self.board.wal;
         wal.checkpoints.fetch_add(1, Ordering::Relaxed);
-        let pinned = done.blocked || done.copied_pages < done.wal_pages;
-        if pinned {
+        // A read that began one commit ago is enough to be in the way: the writer, which waits a little, decides.
+        if done.blocked || done.copied_pages < done.wal_pages {
             wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
         }
-        self.line.pinned.store(pinned, Ordering::Release);
-        self.line.restart.store(!pinned, Ordering::Release);
+        true
     }
 }
+
+/// After so many looks at an idle writer in a row, nobody looks until it begins a group.
+const IDLE_LOOKS: u32 = 4;
 
 /// Warns while the writer is held for too long: at the limit, at twice the limit, and so on.
 #[derive(Default)]
@@ -192,13 +234,13 @@ impl Watch {
     fn look(&mut self, board: &Board, config: &Config) -> bool {
         let Some(holder) = board.holder() else {
             self.warned = 0;
-            self.idle_looks += 1;
-            return self.idle_looks < 4;
+            self.idle_looks = (self.idle_looks + 1) % IDLE_LOOKS;
+            return self.idle_looks > 0;
         };
         self.idle_looks = 0;
         if holder.held < config.hold_warning {
             self.warned = 0;
-        } else if holder.held >= config.hold_warning * (1 << self.warned.min(20)) {
+        } else if holder.held >= config.hold_warning.saturating_mul(1 << self.warned.min(20)) {
             self.warned += 1;
             let label = match &holder.phase {
                 Phase::Command { label, .. } => Some(&**label),

@@ -5,7 +5,8 @@
 //! in one lane never takes the room of another, and memory stays bounded by count and by bytes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, TryAcquireError};
 
@@ -24,6 +25,9 @@ pub(crate) enum Message {
 /// The room of each lane.
 struct Room {
     lanes: PerLane<LaneRoom>,
+    closed: AtomicBool,
+    /// Senders between their last look at `closed` and the channel.
+    in_delivery: AtomicUsize,
     commands_max: usize,
     bytes_max: usize,
 }
@@ -39,6 +43,8 @@ pub(crate) fn channel(config: &Config) -> (Outbox, Inbox) {
             commands: Semaphore::new(config.queue_commands_max),
             bytes: Semaphore::new(config.queue_bytes_max),
         }),
+        closed: AtomicBool::new(false),
+        in_delivery: AtomicUsize::new(0),
         commands_max: config.queue_commands_max,
         bytes_max: config.queue_bytes_max,
     });
@@ -94,6 +100,7 @@ impl Outbox {
 
     /// Accepts nothing more, and tells the writer.
     pub(crate) fn close(&self) {
+        self.room.closed.store(true, Ordering::SeqCst);
         for lane in Lane::ALL {
             self.room.lanes[lane].commands.close();
             self.room.lanes[lane].bytes.close();
@@ -108,7 +115,14 @@ impl Outbox {
     }
 
     fn deliver(&self, envelope: Envelope) -> Result<(), NotStarted> {
-        self.sender.send(Message::Command(envelope)).map_err(|_| NotStarted::Closed)
+        self.room.in_delivery.fetch_add(1, Ordering::SeqCst);
+        let delivered = if self.room.closed.load(Ordering::SeqCst) {
+            Err(NotStarted::Closed)
+        } else {
+            self.sender.send(Message::Command(envelope)).map_err(|_| NotStarted::Closed)
+        };
+        self.room.in_delivery.fetch_sub(1, Ordering::SeqCst);
+        delivered
     }
 }
 
@@ -141,23 +155,19 @@ impl Inbox {
         room.bytes.add_permits(bytes as usize);
     }
 
-    /// Takes the next command that was accepted before the close; `None` when there is none left.
+    /// Takes the next message from before the close; `None` when there is none left.
     ///
-    /// A sender may hold its permit and not have reached the channel yet: so the permits decide, not the
-    /// channel, else such a command would be accepted and never answered.
-    pub(crate) fn wait_for_accepted(&self) -> Option<Message> {
+    /// A sender may have found the queue open and not have reached the channel yet. It is a few instructions
+    /// away, and its command would be accepted and never answered.
+    pub(crate) fn next_before_close(&self) -> Option<Message> {
         loop {
-            match self.receiver.recv_timeout(Duration::from_millis(1)) {
+            let all_delivered = self.room.in_delivery.load(Ordering::SeqCst) == 0;
+            match self.receiver.try_recv() {
                 Ok(message) => return Some(message),
-                Err(_) if self.waiting() == 0 => return None,
-                Err(_) => {}
+                Err(_) if all_delivered => return None,
+                Err(_) => std::thread::yield_now(),
             }
         }
-    }
-
-    fn waiting(&self) -> usize {
-        let free = |lane| self.room.lanes[lane].commands.available_permits();
-        Lane::ALL.into_iter().map(|lane| self.room.commands_max - free(lane)).sum()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Opening a database file: every reason against it is found before anything is created or changed.
 
+use std::cell::Cell;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -28,12 +29,12 @@ fn open_or_reason(path: &Path, vfs: Option<String>, config: Config) -> Result<Ar
         Found::Open(service) => same_options(service, &location, &config),
         Found::Vacant(claimed) => {
             connection::require_database(&location)?;
-            let sidecar = Sidecar::acquire(&file.path)?;
+            let sidecar = Sidecar::acquire(&file.path).inspect_err(|_| file.disown())?;
             let publisher = claimed.publisher();
             // Released in this order: first another process may open the file, then another open in this one.
             let service = Service::start(location, config, (sidecar, claimed))?;
             publisher.publish(&service);
-            file.keep();
+            file.disown();
             Ok(service)
         }
     }
@@ -59,7 +60,7 @@ fn same_options(
 struct DatabaseFile {
     /// Canonical: without symbolic links, so that one file has one lock file.
     path: PathBuf,
-    made_here: bool,
+    made_here: Cell<bool>,
 }
 
 impl DatabaseFile {
@@ -91,7 +92,7 @@ impl DatabaseFile {
         }
         require_access(&path)?;
         require_access(directory_of(&path))?;
-        Ok(Self { path, made_here: false })
+        Ok(Self { path, made_here: Cell::new(false) })
     }
 
     fn missing(path: &Path, create: bool) -> Result<Self, OpenErrorReason> {
@@ -112,7 +113,7 @@ impl DatabaseFile {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.open(&path) {
-            Ok(_) => Ok(Self { path, made_here: true }),
+            Ok(_) => Ok(Self { path, made_here: Cell::new(true) }),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::existing(path),
             Err(error) => Err(refusal(error, &path)),
         }
@@ -122,15 +123,21 @@ impl DatabaseFile {
         file_id::get_file_id(&self.path).map_err(OpenErrorReason::Io)
     }
 
-    fn keep(mut self) {
-        self.made_here = false;
+    /// Others may rely on the file by now.
+    fn disown(&self) {
+        self.made_here.set(false);
     }
 }
 
 impl Drop for DatabaseFile {
     fn drop(&mut self) {
-        // Only while it is empty: nobody can have written to it then.
-        if self.made_here && fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == 0) {
+        if !self.made_here.get() {
+            return;
+        }
+        // Under the lock, so that no other process has begun to use it; and only while it is empty.
+        if let Ok(_sidecar) = Sidecar::acquire(&self.path)
+            && fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == 0)
+        {
             let _gone_already = fs::remove_file(&self.path).is_err();
         }
     }

@@ -4,14 +4,14 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::{Instrument, debug_span};
 
 use crate::error::ReadError;
 use crate::label::Label;
 use crate::service::Service;
-use crate::sync::{block_on, block_on_until, until};
+use crate::sync::{after, block_on, block_on_until, until};
 use crate::token::CommitToken;
 use crate::transaction::ReadTransaction;
 use crate::write::{Async, Blocking};
@@ -73,7 +73,7 @@ where
         Box::pin(async move {
             self.check_token()?;
             let span = debug_span!("read", label = &*self.label);
-            let permit = until(Instant::now() + self.wait_max, self.service.readers.permit()).await;
+            let permit = until(after(self.wait_max), self.service.readers.permit()).await;
             let permit = permit.ok_or(ReadError::NoReader { waited: self.wait_max })?;
             permit.ok_or(ReadError::Closed)?.read(self.closure).instrument(span).await
         })
@@ -93,7 +93,7 @@ where
     pub fn wait(self) -> Result<T, ReadError<E>> {
         self.check_token()?;
         let _span = debug_span!("read", label = &*self.label).entered();
-        let permit = block_on_until(self.service.readers.permit(), Instant::now() + self.wait_max);
+        let permit = block_on_until(self.service.readers.permit(), after(self.wait_max));
         let permit = permit.ok_or(ReadError::NoReader { waited: self.wait_max })?;
         block_on(permit.ok_or(ReadError::Closed)?.read(self.closure))
     }

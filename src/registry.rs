@@ -8,7 +8,7 @@ use file_id::FileId;
 
 use crate::error::OpenErrorReason;
 use crate::service::Service;
-use crate::sync::lock;
+use crate::sync::{after, lock};
 
 static REGISTRY: LazyLock<Mutex<HashMap<FileId, Arc<Slot>>>> = LazyLock::new(Mutex::default);
 
@@ -38,7 +38,7 @@ pub(crate) enum Found {
 /// Finds the service of a file, or claims the file; waits for a service that is being opened or closed.
 pub(crate) fn find(id: FileId, wait_max: Duration) -> Result<Found, OpenErrorReason> {
     let slot = lock(&REGISTRY).entry(id).or_default().clone();
-    let limit = Instant::now() + wait_max;
+    let limit = after(wait_max);
     let mut state = lock(&slot.state);
     loop {
         match &*state {

@@ -15,7 +15,7 @@ use crate::inbox::{self, Inbox, Outbox, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::stats::Stats;
-use crate::sync::{block_on_until, until};
+use crate::sync::{after, block_on_until, until};
 use crate::writer::{WriteConnection, Writer};
 
 /// How long a shutdown waits for code that it has interrupted.
@@ -105,24 +105,28 @@ impl Service {
     }
 
     pub(crate) async fn shutdown(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
-        let limit = Instant::now() + drain.limit;
+        let limit = after(drain.limit);
         self.begin_shutdown(limit);
         if let Some(report) = until(limit, self.closed()).await {
             return Ok(report);
         }
         self.board.interrupt();
-        let report = until(Instant::now() + INTERRUPT_GRACE, self.closed()).await;
+        let report = until(after(INTERRUPT_GRACE), self.closed()).await;
         report.ok_or_else(|| self.still_running())
     }
 
     pub(crate) fn shutdown_blocking(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
-        let limit = Instant::now() + drain.limit;
+        let limit = after(drain.limit);
         self.begin_shutdown(limit);
+        if self.on_writer_thread() {
+            // It would wait for the command that asks for it.
+            return Err(self.still_running());
+        }
         if let Some(report) = block_on_until(self.closed(), limit) {
             return Ok(report);
         }
         self.board.interrupt();
-        block_on_until(self.closed(), Instant::now() + INTERRUPT_GRACE).ok_or_else(|| self.still_running())
+        block_on_until(self.closed(), after(INTERRUPT_GRACE)).ok_or_else(|| self.still_running())
     }
 
     fn still_running(&self) -> ShutdownError {

@@ -33,10 +33,10 @@ pub struct ShutdownReport {
     pub stopped: bool,
 }
 
-/// The service could not be closed within the limit: user code still runs on the writer thread.
+/// The service could not be closed within the limit: the writer is still at work, in user code most likely.
 ///
-/// Whether that command is committed is not known. The file stays locked until the code returns; then the
-/// shutdown goes on in the background.
+/// Whether that command is committed is not known. The file stays locked until it returns; then the shutdown
+/// goes on in the background.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownError {

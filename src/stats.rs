@@ -36,7 +36,7 @@ pub struct Stats {
     pub groups_lost: u64,
     /// Reads that were answered, whatever the answer.
     pub reads: u64,
-    /// From the request of a read to the start of its closure.
+    /// How long reads waited for their turn, until one of the connections was theirs to use.
     pub read_wait: Durations,
     /// Read-only connections that are in use now.
     pub readers_in_use: usize,
@@ -68,9 +68,9 @@ pub struct CommandCounts {
     pub rolled_back: u64,
     /// Answered with an unknown outcome.
     pub unknown: u64,
-    /// Accepted but never run: expired, busy, closed.
+    /// Accepted, but the writer never ran them: expired when their turn came, busy, closed.
     pub not_started: u64,
-    /// Taken back by the caller before they started.
+    /// Taken back by the caller before they started: dropped, or expired while the writer was busy.
     pub withdrawn: u64,
     /// Refused at the door: no room, too large, closed.
     pub refused: u64,

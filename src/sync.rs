@@ -11,6 +11,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The moment this far from now. What is too far for the clock is as good as never.
+pub(crate) fn after(time: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+    Instant::now() + time.min(NEVER)
+}
+
 struct Unpark(Thread);
 
 impl Wake for Unpark {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{CachedStatement, Connection, Params, Row, Statement};
+use rusqlite::{CachedStatement, Connection, Params, Row, Statement, ffi};
 
 use crate::error::{RolledBack, WriteError};
 use crate::sqlite_ffi;
@@ -114,7 +114,8 @@ impl<'c> WriteTransaction<'c> {
         self.connection.last_insert_rowid()
     }
 
-    /// How many rows the newest statement of this command changed.
+    /// How many rows the newest statement that can change rows has changed. Ask after such a statement: before
+    /// the first one of a command, the answer is about the command before it.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.connection.changes()
@@ -134,6 +135,11 @@ impl<'c> WriteTransaction<'c> {
     where
         E: From<rusqlite::Error>,
     {
+        if self.connection.is_autocommit() {
+            // Outside of a transaction a savepoint would begin one, and its release commit it.
+            let ended = ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK);
+            return Err(rusqlite::Error::SqliteFailure(ended, None).into());
+        }
         self.user_code.pause(|| self.control.savepoint())?;
         let result = catch_unwind(AssertUnwindSafe(|| part(self)));
         // SQLite may have ended the transaction by itself, and the savepoint with it.
@@ -160,13 +166,16 @@ impl<'c> WriteTransaction<'c> {
         let ended = self.connection.is_autocommit();
         if ended || self.connection.is_busy() {
             let reason = if ended { RolledBack::TransactionEnded } else { RolledBack::StatementLeftOpen };
-            let error = result.err().unwrap_or_else(|| reason.into());
+            let error = match result {
+                Ok(value) => discard(value, reason),
+                Err(error) => error,
+            };
             return Err(Fault { error, transaction_lost: true });
         }
         // COMMIT would fail for everyone: name the culprit while it can still be undone alone.
         let result = match result {
-            Ok(_) if sqlite_ffi::deferred_foreign_key_violated(self.connection) => {
-                Err(RolledBack::ForeignKey.into())
+            Ok(value) if sqlite_ffi::deferred_foreign_key_violated(self.connection) => {
+                Err(discard(value, RolledBack::ForeignKey))
             }
             result => result,
         };
@@ -183,6 +192,14 @@ impl<'c> WriteTransaction<'c> {
 impl fmt::Debug for WriteTransaction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WriteTransaction").finish_non_exhaustive()
+    }
+}
+
+/// Drops a value that is worth nothing, for this reason. Its type is the user's, and may panic.
+fn discard<T, E>(value: T, reason: RolledBack) -> WriteError<E> {
+    match catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        Ok(()) => reason.into(),
+        Err(panic) => RolledBack::Panicked(panic_message(panic)).into(),
     }
 }
 
@@ -242,7 +259,7 @@ impl<'c> TransactionControl<'c> {
     }
 
     pub(crate) fn commit(&self) -> rusqlite::Result<()> {
-        run(&self.commit)
+        self.user_code.allow_commit(|| run(&self.commit))
     }
 
     /// Ends the transaction, if SQLite has not done so by itself.
@@ -303,43 +320,50 @@ pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     }
 }
 
-/// Whether user code runs on a connection now: then its transaction can't be ended by SQL.
+/// Whether user code runs on a connection now, so that SQL can't end its transaction; and whether the writer
+/// commits now, which nothing else ever may.
 #[derive(Clone, Default)]
-pub(crate) struct UserCode(Arc<AtomicBool>);
+pub(crate) struct UserCode(Arc<Flags>);
+
+#[derive(Default)]
+struct Flags {
+    runs: AtomicBool,
+    commits: AtomicBool,
+}
 
 impl UserCode {
     /// Guards a connection; once, since an authorizer set for each command would cost more than the command.
     pub(crate) fn guard(connection: &Connection) -> rusqlite::Result<Self> {
         let user_code = Self::default();
-        let runs = user_code.clone();
+        let flags = user_code.0.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| {
-            if runs.is_running() { authorize(&context.action) } else { Authorization::Allow }
+            if flags.runs.load(Ordering::Relaxed) { authorize(&context.action) } else { Authorization::Allow }
         }))?;
-        let runs = user_code.clone();
+        let flags = user_code.0.clone();
         // A command that swallows an `OR ROLLBACK` and writes on would commit each statement by itself.
-        connection.commit_hook(Some(move || runs.is_running()))?;
+        connection.commit_hook(Some(move || !flags.commits.load(Ordering::Relaxed)))?;
         Ok(user_code)
     }
 
     fn run<T>(&self, code: impl FnOnce() -> T) -> T {
-        self.switch(true, code)
+        switch(&self.0.runs, true, code)
     }
 
     fn pause<T>(&self, code: impl FnOnce() -> T) -> T {
-        self.switch(false, code)
+        switch(&self.0.runs, false, code)
     }
 
-    /// `code` must not panic: the caller catches what user code throws.
-    fn switch<T>(&self, to: bool, code: impl FnOnce() -> T) -> T {
-        let before = self.0.swap(to, Ordering::Relaxed);
-        let result = code();
-        self.0.store(before, Ordering::Relaxed);
-        result
+    fn allow_commit<T>(&self, code: impl FnOnce() -> T) -> T {
+        switch(&self.0.commits, true, code)
     }
+}
 
-    fn is_running(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
+/// Sets a flag for as long as `code` runs, which must not panic: the caller catches what user code throws.
+fn switch<T>(flag: &AtomicBool, to: bool, code: impl FnOnce() -> T) -> T {
+    let before = flag.swap(to, Ordering::Relaxed);
+    let result = code();
+    flag.store(before, Ordering::Relaxed);
+    result
 }
 
 /// Pragmas that only read, or write nothing but the database header within the transaction.
@@ -372,7 +396,12 @@ fn authorize(action: &AuthAction<'_>) -> Authorization {
         AuthAction::Transaction { .. }
         | AuthAction::Savepoint { .. }
         | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. } => Authorization::Deny,
+        | AuthAction::Detach { .. }
+        // They belong to the connection: the next command would find them, in place of the real ones.
+        | AuthAction::CreateTempIndex { .. }
+        | AuthAction::CreateTempTable { .. }
+        | AuthAction::CreateTempTrigger { .. }
+        | AuthAction::CreateTempView { .. } => Authorization::Deny,
         AuthAction::Pragma { pragma_name, .. } => {
             let allowed = ALLOWED_PRAGMAS.iter().any(|name| name.eq_ignore_ascii_case(pragma_name));
             if allowed { Authorization::Allow } else { Authorization::Deny }

@@ -19,7 +19,7 @@ use crate::label::Label;
 use crate::lane::Lane;
 use crate::message::{Claim, Committed, Envelope, Pending, Reply};
 use crate::service::Service;
-use crate::sync::{block_on, block_on_until, until};
+use crate::sync::{after, block_on, block_on_until, until};
 
 /// What becomes of a command whose future or receipt is dropped after it was accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,8 +99,8 @@ impl<'db, W: Work, M> Write<'db, W, M> {
     /// Limits the time from now until the command starts; after it the command never runs.
     ///
     /// A command that has started by then is finished and answered truthfully.
-    pub fn deadline(mut self, after: Duration) -> Self {
-        self.options.deadline = Some(after);
+    pub fn deadline(mut self, time: Duration) -> Self {
+        self.options.deadline = Some(time);
         self
     }
 
@@ -145,7 +145,7 @@ impl<'db, W: Work, M> Write<'db, W, M> {
     fn seal(self) -> (Envelope, Receipt<W, M>) {
         let Options { label, lane, durability, deadline, on_drop, payload_bytes } = self.options;
         let submitted = Instant::now();
-        let deadline = deadline.map(|after| submitted + after);
+        let deadline = deadline.map(after);
         let may_withdraw = deadline.is_some() || on_drop == OnDrop::Withdraw;
         let claim = may_withdraw.then(Arc::<Claim>::default);
         let span = if tracing::span_enabled!(Level::DEBUG) {

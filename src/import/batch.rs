@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::WriteError;
+use rusqlite::ffi;
+
+use crate::error::{RolledBack, WriteError};
 use crate::transaction::{Fault, WriteTransaction};
 
 /// An entry and its place in the stream.
@@ -84,7 +86,10 @@ pub(super) fn run<I, T, E>(
     chunk: &Chunk<I>,
     extent: Extent,
     apply: &impl Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E>,
-) -> Result<BatchDone<T, E>, Culprit<E>> {
+) -> Result<BatchDone<T, E>, Culprit<E>>
+where
+    E: std::error::Error + 'static,
+{
     let started = Instant::now();
     let mut outcomes = Vec::new();
     let mut end = chunk.entries.len();
@@ -96,7 +101,7 @@ pub(super) fn run<I, T, E>(
         let outcome = match tx.isolate(|tx| apply(tx, &entry.item)) {
             Ok(value) => Ok(value),
             Err(Fault { error, transaction_lost })
-                if transaction_lost || matches!(extent, Extent::AllOrNothing) =>
+                if transaction_lost || is_environmental(&error) || matches!(extent, Extent::AllOrNothing) =>
             {
                 return Err(Culprit { position, error });
             }
@@ -105,6 +110,26 @@ pub(super) fn run<I, T, E>(
         outcomes.push((entry.index, outcome));
     }
     Ok(BatchDone { outcomes, end, run: started.elapsed() })
+}
+
+/// Whether the environment failed and not the entry, so that the same entry may succeed later.
+///
+/// SQLite need not end the transaction for it: a full disk may cost one statement only.
+pub(super) fn is_environmental<E: std::error::Error + 'static>(error: &WriteError<E>) -> bool {
+    if let WriteError::RolledBack(RolledBack::GroupLost(_)) = error {
+        return true;
+    }
+    let primary = error.sqlite_extended_code().map(|code| code & 0xff);
+    matches!(
+        primary,
+        Some(
+            ffi::SQLITE_FULL
+                | ffi::SQLITE_IOERR
+                | ffi::SQLITE_NOMEM
+                | ffi::SQLITE_BUSY
+                | ffi::SQLITE_INTERRUPT
+        )
+    )
 }
 
 fn is_spent(extent: Extent, elapsed: Duration, done: usize) -> bool {

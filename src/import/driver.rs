@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::watch;
 
-use super::batch::{self, BatchDone, Chunk, Culprit, Entry, Extent};
+use super::batch::{self, BatchDone, Chunk, Culprit, Entry, Extent, is_environmental};
 use super::report::{EntryError, FailedEntry, ImportError, ImportFailure, ImportReport, LostBatch, Progress};
 use super::{ALL_OR_NOTHING_ENTRIES_MAX, Batch, OnError};
 use crate::command::Rerunnable;
@@ -149,6 +149,8 @@ where
         let mut in_flight: Option<InFlight<T, E>> = None;
         loop {
             if in_flight.is_none() {
+                // Not before: what is in flight may be committed, and belongs into the report.
+                self.check_failures()?;
                 if chunk.is_none() {
                     chunk = self.next_chunk(&mut ready, entries.is_done())?;
                 }
@@ -157,7 +159,8 @@ where
             if in_flight.is_none() && entries.is_done() {
                 return Ok(());
             }
-            let has_room = !entries.is_done() && ready.len() < self.settings.buffer();
+            let goes_on = self.check_failures().is_ok() && !entries.is_done();
+            let has_room = goes_on && ready.len() < self.settings.buffer();
             tokio::select! {
                 biased;
                 reply = answer(&mut in_flight) => {
@@ -169,7 +172,7 @@ where
                 }
                 entry = entries.next(), if has_room => match entry {
                     Some((Ok(item), index)) => ready.push(Entry { index, item }),
-                    Some((Err(error), index)) => self.fail(index, EntryError::Prepare(error))?,
+                    Some((Err(error), index)) => self.fail(index, EntryError::Prepare(error)),
                     None => {}
                 },
             }
@@ -226,16 +229,16 @@ where
         match reply {
             Ok(committed) => {
                 chunk.advance_to(committed.value.end);
-                self.accept(committed)
+                self.accept(committed);
+                Ok(())
             }
             Err(WriteError::Command(Culprit { position, error })) => {
-                let error = EntryError::Write(error);
-                if error.is_environmental() {
-                    let EntryError::Write(error) = error else { return Ok(()) };
+                if is_environmental(&error) {
                     let extended_code = error.sqlite_extended_code();
                     return self.retry(WriteError::Command(LostBatch { extended_code })).await;
                 }
-                self.fail(chunk.leave_out(position), error)
+                self.fail(chunk.leave_out(position), EntryError::Write(error));
+                Ok(())
             }
             Err(error) => {
                 let error = error.map_command(|_| LostBatch { extended_code: None });
@@ -254,7 +257,7 @@ where
         }
     }
 
-    fn accept<T>(&mut self, committed: Committed<BatchDone<T, E>>) -> Result<(), ImportFailure>
+    fn accept<T>(&mut self, committed: Committed<BatchDone<T, E>>)
     where
         O: FnMut(u64, Result<T, &EntryError<E>>),
     {
@@ -270,22 +273,19 @@ where
             hold_us = timing.hold.as_micros(),
             "import batch committed"
         );
-        let mut failed = Vec::new();
         for (index, outcome) in done.outcomes {
             match outcome {
                 Ok(value) => {
                     self.report.accepted += 1;
                     (self.observe)(index, Ok(value));
                 }
-                Err(error) => failed.push((index, error)),
+                Err(error) => self.fail(index, EntryError::Write(error)),
             }
         }
         self.tell_progress();
-        failed.into_iter().try_for_each(|(index, error)| self.fail(index, EntryError::Write(error)))
     }
 
-    /// Counts a failed entry, unless the import can't go on after it.
-    fn fail<T>(&mut self, index: u64, error: EntryError<E>) -> Result<(), ImportFailure>
+    fn fail<T>(&mut self, index: u64, error: EntryError<E>)
     where
         O: FnMut(u64, Result<T, &EntryError<E>>),
     {
@@ -295,10 +295,14 @@ where
             self.report.failures.push(FailedEntry { index, error });
         }
         self.tell_progress();
+    }
+
+    /// Whether the import may go on after the failures so far.
+    fn check_failures(&self) -> Result<(), ImportFailure> {
         match self.settings.on_error {
-            OnError::AllOrNothing => Err(ImportFailure::EntryFailed),
+            OnError::AllOrNothing if self.report.failed > 0 => Err(ImportFailure::EntryFailed),
             OnError::StopAfter(limit) if self.report.failed >= limit => Err(ImportFailure::TooManyFailures),
-            OnError::StopAfter(_) | OnError::Skip => Ok(()),
+            OnError::AllOrNothing | OnError::StopAfter(_) | OnError::Skip => Ok(()),
         }
     }
 

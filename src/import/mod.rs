@@ -110,7 +110,8 @@ impl<S> Import<S> {
         self
     }
 
-    /// Limits how many prepared entries wait in memory. Default: 256.
+    /// Limits how many prepared entries gather while a batch is on its way, which may hold as many again.
+    /// Default: 256.
     pub fn buffer(mut self, entries: usize) -> Self {
         self.settings.buffer = entries.max(1);
         self

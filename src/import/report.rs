@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{RolledBack, WriteError};
+use crate::error::WriteError;
 use crate::label::Label;
 
 /// How far an import is.
@@ -183,25 +183,3 @@ impl fmt::Display for LostBatch {
 }
 
 impl StdError for LostBatch {}
-
-impl<E: StdError + 'static> EntryError<E> {
-    /// Whether the environment failed and not the entry, so that the same entry may succeed later.
-    pub(super) fn is_environmental(&self) -> bool {
-        use rusqlite::ffi;
-        if let Self::Write(WriteError::RolledBack(RolledBack::GroupLost(_))) = self {
-            return true;
-        }
-        let Self::Write(error) = self else { return false };
-        let primary = error.sqlite_extended_code().map(|code| code & 0xff);
-        matches!(
-            primary,
-            Some(
-                ffi::SQLITE_FULL
-                    | ffi::SQLITE_IOERR
-                    | ffi::SQLITE_NOMEM
-                    | ffi::SQLITE_BUSY
-                    | ffi::SQLITE_INTERRUPT
-            )
-        )
-    }
-}

@@ -3,12 +3,13 @@
 //! A connection goes back into the pool on its own thread, right after the closure and before the answer: so
 //! a caller that drops its future neither loses the connection nor hands it out while it is still at work.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_rusqlite::Connection as ReaderThread;
 
 use crate::config::Config;
@@ -244,19 +245,28 @@ impl ReadPermit {
             CheckOutError::Open(reason) => ReadError::Connection(reason.into()),
         })?;
         let thread = reader.thread.clone();
-        let answer = thread.call_raw(move |connection| {
+        let (reply, answer) = oneshot::channel();
+        let ran = thread.call_raw(move |connection| {
             let result = read_transaction(connection, &reader.user_code, read);
             let fit = matches!(result, Ok(Ok(_))) && !connection.is_busy();
             self.pool.reads.fetch_add(1, Ordering::Relaxed);
             self.pool.check_in(reader, connection, fit);
             drop(self);
-            answer(result)
+            // Where nobody waits any more, the value is dropped here. Its type is the user's, and may panic,
+            // which must not end the thread.
+            let sent = catch_unwind(AssertUnwindSafe(|| drop(reply.send(to_answer(result)))));
+            if sent.is_err() {
+                tracing::error!("dropping the answer of a read panicked");
+            }
         });
-        answer.await.unwrap_or(Err(ReadError::Closed))
+        match ran.await {
+            Ok(()) => answer.await.unwrap_or(Err(ReadError::Closed)),
+            Err(_) => Err(ReadError::Closed),
+        }
     }
 }
 
-fn answer<T, E: 'static>(
+fn to_answer<T, E: 'static>(
     result: rusqlite::Result<std::thread::Result<Result<T, E>>>,
 ) -> Result<T, ReadError<E>> {
     match result {

@@ -53,8 +53,8 @@ impl Writer {
     /// Runs one group of what waits. Breaks if the connection must be replaced.
     pub(super) fn run_group(&mut self, session: &mut Session<'_>) -> ControlFlow<()> {
         let Some(first) = self.next_command(None) else { return ControlFlow::Continue(()) };
-        self.housekeeping.watch();
         self.board.hold(Phase::Begin);
+        self.housekeeping.watch();
         let group = Group::begin(first.durability);
         match self.begin(session, group.durability) {
             Ok(()) => self.run_commands(session, group, first),
@@ -144,8 +144,13 @@ impl Writer {
         let step = span.in_scope(|| job.run(&mut session.control.transaction()));
         let run = started.elapsed();
         self.forecast.learn(&label, run);
-        self.lanes.spend(lane, run, group.is_interactive);
+        self.spend(lane, run, group);
         Member { job, label, lane, step, wait: started - submitted, run }
+    }
+
+    fn spend(&mut self, lane: Lane, spent: Duration, group: &Group) {
+        let expected = |envelope: &Envelope| self.forecast.expect(&envelope.label);
+        self.lanes.spend(lane, spent, group.is_interactive, expected);
     }
 
     fn commit(&mut self, session: &Session<'_>, group: Group) -> ControlFlow<()> {
@@ -156,7 +161,7 @@ impl Writer {
         // Before the answers: who has its answer must not find itself the holder.
         self.board.let_go();
         let lane = if group.is_interactive { Lane::Interactive } else { Lane::Bulk };
-        self.lanes.spend(lane, commit, group.is_interactive);
+        self.spend(lane, commit, &group);
         match result {
             Ok(()) => {
                 self.record_commit(&group, commit, hold);

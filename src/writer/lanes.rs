@@ -16,6 +16,8 @@ pub(crate) struct Lanes<T> {
     /// Nanoseconds of writer time; below zero after a command that took longer than expected.
     credit: PerLane<i64>,
     share_percent: PerLane<i64>,
+    /// The usual length of a bulk batch.
+    batch: Duration,
 }
 
 impl<T> Lanes<T> {
@@ -28,6 +30,7 @@ impl<T> Lanes<T> {
                 bulk: config.bulk_share_percent.into(),
                 maintenance: config.maintenance_share_percent.into(),
             },
+            batch: config.bulk_hold_target,
         }
     }
 
@@ -59,7 +62,7 @@ impl<T> Lanes<T> {
     pub(crate) fn next(&self, group_is_interactive: bool, expected: impl Fn(&T) -> Duration) -> Option<Lane> {
         let waits = |lane: &Lane| !self.queues[*lane].is_empty();
         let owed = |lane: &Lane| match self.head(*lane) {
-            Some(command) => self.credit[*lane] > self.price(*lane, expected(command)),
+            Some(command) => self.credit[*lane] >= self.price(*lane, expected(command)).max(1),
             None => false,
         };
         if let Some(lane) = [Lane::Bulk, Lane::Maintenance].into_iter().find(owed) {
@@ -70,11 +73,23 @@ impl<T> Lanes<T> {
     }
 
     /// Accounts for writer time that was `spent` on `lane`.
-    pub(crate) fn spend(&mut self, lane: Lane, spent: Duration, group_is_interactive: bool) {
+    ///
+    /// Credit is capped at what the next command costs, or a batch of the usual length: one long command must
+    /// not buy the lanes behind it a stretch as long, at the cost of the next caller.
+    pub(crate) fn spend(
+        &mut self,
+        lane: Lane,
+        spent: Duration,
+        group_is_interactive: bool,
+        expected: impl Fn(&T) -> Duration,
+    ) {
         let time = nanos(spent);
         for other in [Lane::Bulk, Lane::Maintenance] {
             if other != lane && !self.queues[other].is_empty() {
-                self.credit[other] += time * self.share_percent[other] / 100;
+                let head = self.head(other).map(&expected).unwrap_or_default();
+                let cap = self.price(other, head.max(self.batch)).max(1);
+                let earned = time.saturating_mul(self.share_percent[other]) / 100;
+                self.credit[other] = self.credit[other].saturating_add(earned).min(cap);
             }
         }
         let someone_waits =
@@ -90,7 +105,7 @@ impl<T> Lanes<T> {
 
     /// What a lane pays for its own time: the part that is not its share anyway.
     fn price(&self, lane: Lane, time: Duration) -> i64 {
-        nanos(time) * (100 - self.share_percent[lane]) / 100
+        nanos(time).saturating_mul(100 - self.share_percent[lane]) / 100
     }
 }
 
@@ -112,6 +127,10 @@ mod tests {
         lanes.next(group_is_interactive, |&expected| expected)
     }
 
+    fn spend(lanes: &mut Lanes<Duration>, lane: Lane, spent: Duration, group_is_interactive: bool) {
+        lanes.spend(lane, spent, group_is_interactive, |&expected| expected);
+    }
+
     #[test]
     fn interactive_goes_first_and_then_closes_the_group_to_bulk() {
         let mut lanes = lanes();
@@ -119,7 +138,7 @@ mod tests {
         lanes.push(Lane::Interactive, MILLI);
         assert_eq!(next(&lanes, false), Some(Lane::Interactive));
         lanes.pop(Lane::Interactive);
-        lanes.spend(Lane::Interactive, MILLI, true);
+        spend(&mut lanes, Lane::Interactive, MILLI, true);
         assert_eq!(next(&lanes, true), None);
         assert_eq!(next(&lanes, false), Some(Lane::Bulk));
     }
@@ -143,7 +162,7 @@ mod tests {
             };
             lanes.pop(lane);
             group_is_interactive |= lane == Lane::Interactive;
-            lanes.spend(lane, cost[lane], group_is_interactive);
+            spend(&mut lanes, lane, cost[lane], group_is_interactive);
             spent[lane] += cost[lane];
             total += cost[lane];
         }
@@ -166,7 +185,7 @@ mod tests {
             lanes.push(Lane::Bulk, 8 * MILLI);
             assert_eq!(next(&lanes, false), Some(Lane::Bulk));
             lanes.pop(Lane::Bulk);
-            lanes.spend(Lane::Bulk, 8 * MILLI, false);
+            spend(&mut lanes, Lane::Bulk, 8 * MILLI, false);
         }
         assert_eq!(lanes.credit.bulk, 0);
     }
@@ -175,11 +194,28 @@ mod tests {
     fn a_lane_that_does_not_wait_saves_up_nothing() {
         let mut lanes = lanes();
         lanes.push(Lane::Bulk, 8 * MILLI);
-        lanes.spend(Lane::Interactive, Duration::from_secs(1), true);
+        spend(&mut lanes, Lane::Interactive, Duration::from_secs(1), true);
         assert_eq!(next(&lanes, true), Some(Lane::Bulk));
         lanes.pop(Lane::Bulk);
-        lanes.spend(Lane::Bulk, 8 * MILLI, true);
+        spend(&mut lanes, Lane::Bulk, 8 * MILLI, true);
         lanes.push(Lane::Bulk, 8 * MILLI);
         assert_eq!(next(&lanes, true), None);
+    }
+
+    #[test]
+    fn a_long_command_buys_those_behind_it_no_more_than_a_batch() {
+        let mut lanes = lanes();
+        for _ in 0..1_000 {
+            lanes.push(Lane::Bulk, MILLI);
+        }
+        lanes.push(Lane::Interactive, MILLI);
+        spend(&mut lanes, Lane::Interactive, Duration::from_secs(4), true);
+        let mut overtaken = Duration::ZERO;
+        while next(&lanes, true) == Some(Lane::Bulk) {
+            lanes.pop(Lane::Bulk);
+            spend(&mut lanes, Lane::Bulk, MILLI, true);
+            overtaken += MILLI;
+        }
+        assert!(overtaken <= 9 * MILLI, "{overtaken:?}");
     }
 }

@@ -20,7 +20,7 @@ use crate::holder::Phase;
 use crate::housekeeper::Housekeeping;
 use crate::inbox::{Inbox, Message};
 use crate::message::{Envelope, Fate};
-use crate::sync::lock;
+use crate::sync::{after, lock};
 use crate::transaction::{TransactionControl, UserCode, panic_message};
 
 use forecast::Forecast;
@@ -28,6 +28,9 @@ use lanes::Lanes;
 
 /// How long the writer waits for readers to leave the WAL when it begins it anew.
 const RESTART_WAIT: Duration = Duration::from_millis(20);
+
+/// The same once the WAL has reached its target.
+const RESTART_WAIT_AT_TARGET: Duration = Duration::from_millis(100);
 
 /// Everything of the writer that outlives a connection.
 pub(crate) struct Writer {
@@ -178,7 +181,7 @@ impl Writer {
         while self.lanes.is_empty() {
             let message = match self.drain_until {
                 None => self.inbox.wait().unwrap_or(Message::Close),
-                Some(_) => match self.inbox.wait_for_accepted() {
+                Some(_) => match self.inbox.next_before_close() {
                     Some(message) => message,
                     None => return ControlFlow::Break(()),
                 },
@@ -195,7 +198,7 @@ impl Writer {
         if self.config.group_linger.is_zero() || self.drain_until.is_some() {
             return;
         }
-        let limit = Instant::now() + self.config.group_linger;
+        let limit = after(self.config.group_linger);
         while let Some(message) = self.inbox.wait_until(limit) {
             self.accept(message);
         }
@@ -214,7 +217,7 @@ impl Writer {
             Message::Command(envelope) => self.lanes.push(envelope.lane, envelope),
             Message::Close => {
                 let limit = self.board.drain_until();
-                let limit = limit.unwrap_or_else(|| Instant::now() + self.config.shutdown_wait_max);
+                let limit = limit.unwrap_or_else(|| after(self.config.shutdown_wait_max));
                 self.drain_until = Some(limit);
             }
         }
@@ -244,6 +247,10 @@ impl Writer {
 
     /// After a group: lets the WAL be checkpointed, or begins it anew.
     fn tend_wal(&mut self, connection: &Connection) {
+        if self.board.stopped().is_some() {
+            // Frames whose sync may have failed must not reach the database file.
+            return;
+        }
         let pages = connection::wal_pages();
         if pages < self.board.wal.pages() {
             // SQLite has begun it anew by itself, as it does when it is wholly copied and unread.
@@ -254,7 +261,8 @@ impl Writer {
         let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
         if self.housekeeping.restart_is_due() || (is_full && !self.housekeeping.is_pinned()) {
             self.board.hold(Phase::Checkpoint);
-            self.housekeeping.clone().restart(|| self.restart_wal(connection));
+            let wait = if is_full { RESTART_WAIT_AT_TARGET } else { RESTART_WAIT };
+            self.housekeeping.clone().restart(|| self.restart_wal(connection, wait));
             self.board.let_go();
             self.wal_pages_seen = self.board.wal.pages();
         } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
@@ -264,9 +272,9 @@ impl Writer {
     }
 
     /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way.
-    fn restart_wal(&self, connection: &Connection) -> bool {
+    fn restart_wal(&self, connection: &Connection, wait: Duration) -> bool {
         let started = Instant::now();
-        let done = connection::checkpoint(connection, CheckpointMode::Restart, RESTART_WAIT, &self.config);
+        let done = connection::checkpoint(connection, CheckpointMode::Restart, wait, &self.config);
         let restarted = match done {
             Ok(done) if done.blocked => {
                 self.board.wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
@@ -274,6 +282,7 @@ impl Writer {
             }
             Ok(_) => {
                 self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+                connection::reset_wal_pages();
                 self.board.wal.set_pages(0);
                 true
             }
