@@ -61,12 +61,11 @@ pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReaso
     // `immutable` makes SQLite read the file alone, without locks, WAL or shared memory.
     let uri = format!("file:{}?immutable=1", percent_encoded(&location.path));
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let opened = match &location.vfs {
+    let connection = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(uri, flags, vfs.as_str()),
         None => Connection::open_with_flags(uri, flags),
-    };
-    let read = opened
-        .and_then(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(())));
+    }?;
+    let read = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()));
     match read.map_err(OpenErrorReason::from) {
         Err(reason @ OpenErrorReason::NotADatabase(_)) => Err(reason),
         // Without its WAL a database may look damaged that is not; the real open finds out.

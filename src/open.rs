@@ -134,10 +134,14 @@ impl Drop for DatabaseFile {
         if !self.made_here.get() {
             return;
         }
-        // Under the lock, so that no other process has begun to use it; and only while it is empty.
-        if let Ok(_sidecar) = Sidecar::acquire(&self.path)
-            && fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == 0)
-        {
+        // Under the lock, where anyone has made one, so that no other process has begun to use the file; and only
+        // while it is empty.
+        let _sidecar = match Sidecar::acquire_existing(&self.path) {
+            Some(Ok(sidecar)) => Some(sidecar),
+            Some(Err(_)) => return,
+            None => None,
+        };
+        if fs::metadata(&self.path).is_ok_and(|metadata| metadata.len() == 0) {
             let _gone_already = fs::remove_file(&self.path).is_err();
         }
     }

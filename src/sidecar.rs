@@ -17,6 +17,11 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
+    /// As [`acquire`](Self::acquire), if there is a lock file.
+    pub(crate) fn acquire_existing(path: &Path) -> Option<Result<Self, OpenErrorReason>> {
+        sidecar_path(path).exists().then(|| Self::acquire(path))
+    }
+
     /// Takes the lock of the database at the canonical `path`.
     pub(crate) fn acquire(path: &Path) -> Result<Self, OpenErrorReason> {
         let at = sidecar_path(path);

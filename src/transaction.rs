@@ -337,7 +337,7 @@ impl UserCode {
         let user_code = Self::default();
         let flags = user_code.0.clone();
         connection.authorizer(Some(move |context: AuthContext<'_>| {
-            if flags.runs.load(Ordering::Relaxed) { authorize(&context.action) } else { Authorization::Allow }
+            if flags.runs.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
         }))?;
         let flags = user_code.0.clone();
         // A command that swallows an `OR ROLLBACK` and writes on would commit each statement by itself.
@@ -391,21 +391,26 @@ const ALLOWED_PRAGMAS: [&str; 20] = [
     "user_version",
 ];
 
-fn authorize(action: &AuthAction<'_>) -> Authorization {
-    match action {
+fn authorize(context: &AuthContext<'_>) -> Authorization {
+    let allowed = match &context.action {
         AuthAction::Transaction { .. }
         | AuthAction::Savepoint { .. }
         | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. }
-        // They belong to the connection: the next command would find them, in place of the real ones.
-        | AuthAction::CreateTempIndex { .. }
+        | AuthAction::Detach { .. } => false,
+        // What is temporary belongs to the connection: the next command would find it, in place of the real.
+        AuthAction::CreateTempIndex { .. }
         | AuthAction::CreateTempTable { .. }
         | AuthAction::CreateTempTrigger { .. }
-        | AuthAction::CreateTempView { .. } => Authorization::Deny,
+        | AuthAction::CreateTempView { .. } => false,
+        AuthAction::CreateTable { .. }
+        | AuthAction::CreateIndex { .. }
+        | AuthAction::CreateTrigger { .. }
+        | AuthAction::CreateView { .. }
+        | AuthAction::CreateVtable { .. } => context.database_name != Some("temp"),
         AuthAction::Pragma { pragma_name, .. } => {
-            let allowed = ALLOWED_PRAGMAS.iter().any(|name| name.eq_ignore_ascii_case(pragma_name));
-            if allowed { Authorization::Allow } else { Authorization::Deny }
+            ALLOWED_PRAGMAS.iter().any(|name| name.eq_ignore_ascii_case(pragma_name))
         }
-        _ => Authorization::Allow,
-    }
+        _ => true,
+    };
+    if allowed { Authorization::Allow } else { Authorization::Deny }
 }

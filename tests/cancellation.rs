@@ -129,3 +129,12 @@ async fn a_deadline_that_passes_after_the_start_yields_the_true_outcome() {
     assert_eq!(soon(receipt).await.unwrap(), 1);
     assert_eq!(db.xs().await, [1]);
 }
+
+#[tokio::test]
+async fn a_deadline_beyond_all_time_is_none() {
+    let db = TestDb::open().await;
+    soon(insert(&db, 1).deadline(Duration::MAX)).await.unwrap();
+    let read = db.read("patient", |_| Ok(())).wait_max(Duration::MAX);
+    soon(read).await.unwrap();
+    db.shutdown(solewriter::Drain::within(Duration::MAX)).await.unwrap();
+}

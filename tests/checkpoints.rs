@@ -100,3 +100,36 @@ async fn a_long_read_pins_the_wal_and_afterwards_it_shrinks_again() {
     }
     assert!(write_bytes(&db, 2 * TARGET_BYTES).await <= ALLOWED_BYTES);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_reads_that_overlap_do_not_let_the_wal_grow_for_ever() {
+    let db = small_wal(100).await;
+    let ended = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (db, ended) = ((*db).clone(), ended.clone());
+            tokio::spawn(async move {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    let read = db.read("short", |tx| {
+                        let rows: i64 = tx.query_row("SELECT count(*) FROM log", (), |row| row.get(0))?;
+                        // The length of the read is what matters here.
+                        std::thread::sleep(std::time::Duration::from_millis(2));
+                        Ok(rows)
+                    });
+                    read.await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let wal_bytes_max = write_bytes(&db, 16 * TARGET_BYTES).await;
+    ended.store(true, std::sync::atomic::Ordering::Relaxed);
+    for reader in readers {
+        soon(reader).await.unwrap();
+    }
+    let stats = db.stats();
+    println!(
+        "at most {wal_bytes_max} bytes, {} restarts, {} blocked",
+        stats.wal_restarts, stats.checkpoints_blocked
+    );
+    assert!(wal_bytes_max <= 4 * TARGET_BYTES, "{wal_bytes_max}");
+}

@@ -326,3 +326,67 @@ async fn an_error_too_is_answered_only_after_the_commit_of_its_group() {
     assert!(is_unique(&soon(clash).await.unwrap_err()));
     neighbour.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_savepoint_after_a_swallowed_rollback_commits_nothing() {
+    let db = TestDb::open().await;
+    insert(&db, 1).await.unwrap();
+    let error = db
+        .write("swallows", |tx| {
+            tx.execute("INSERT OR ROLLBACK INTO t (x) VALUES (1)", ()).expect_err("1 is there");
+            tx.savepoint(|tx| add(tx, 666))
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.outcome(), Outcome::RolledBack);
+    assert_eq!(db.xs().await, [1]);
+}
+
+#[tokio::test]
+async fn nothing_temporary_outlives_a_command_since_none_is_made() {
+    let db = TestDb::open().await;
+    for sql in [
+        "CREATE TEMP TABLE t (x)",
+        "CREATE TEMP VIEW t AS SELECT 1 AS x",
+        "CREATE TEMP TRIGGER more AFTER INSERT ON main.t BEGIN INSERT INTO t (x) VALUES (new.x + 100); END",
+        "CREATE TABLE temp.t (x)",
+    ] {
+        let refused = db.execute(sql, ()).await.unwrap_err();
+        assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_AUTH), "{sql}");
+    }
+    insert(&db, 1).await.unwrap();
+    assert_eq!(db.xs().await, [1]);
+}
+
+/// A value whose destructor fails.
+#[derive(Debug)]
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_panics_when_it_is_dropped_costs_its_command_only() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    let before = committed(insert(&db, 1)).await;
+    let culprit = db.write("bomb", |tx| {
+        tx.execute("INSERT INTO child VALUES (404)", ())?;
+        Ok(Bomb)
+    });
+    let culprit = culprit.submit().await.unwrap();
+    // A caller that is gone leaves the value to the writer.
+    drop(db.write("bomb", |_| Ok(Bomb)).submit().await.unwrap());
+    let after = committed(insert(&db, 2)).await;
+    gate.open().await;
+    soon(before).await.unwrap();
+    let error = soon(culprit).await.map(ManuallyDrop::new).unwrap_err();
+    assert!(matches!(error, WriteError::RolledBack(RolledBack::Panicked(_))), "{error:?}");
+    soon(after).await.unwrap();
+    assert_eq!(db.xs().await, [1, 2]);
+}

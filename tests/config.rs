@@ -149,6 +149,7 @@ fn a_value_that_makes_no_sense_is_refused_by_the_name_of_its_field() {
         ("name", "\"\""),
         ("busy_timeout_ms", "86400001"),
         ("cache_bytes", "0"),
+        ("mmap_bytes", "4294967296"),
         ("mmap_bytes", "2000000000000"),
         ("statement_cache_capacity", "70000"),
         ("queue_commands_max", "0"),

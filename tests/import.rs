@@ -304,3 +304,44 @@ async fn a_dropped_import_finishes_its_batch_and_begins_no_other() {
     db.execute("DELETE FROM child", ()).lane(Lane::Bulk).await.unwrap();
     assert_eq!(db.xs().await, (0..10).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn an_import_that_stops_has_everything_in_its_report_that_is_in_the_database() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    // The first entry is on its way to the writer when the preparation of the second one fails.
+    let import = db
+        .import("stops", stream::iter(0..2_i64))
+        .prepare(1, |x| async move { if x == 0 { Ok(x) } else { Err(rusqlite::Error::InvalidQuery) } })
+        .on_error(OnError::StopAfter(1))
+        .run(insert_entry);
+    let import = tokio::spawn(import);
+    common::until("its batch waits", || db.stats().queue_depth.bulk == 1).await;
+    gate.open().await;
+    let stopped = soon(import).await.unwrap().unwrap_err();
+    assert!(matches!(stopped.failure, ImportFailure::TooManyFailures));
+    assert_eq!((stopped.report.accepted, stopped.report.failed), (1, 1));
+    assert_eq!(db.xs().await, [0]);
+}
+
+#[tokio::test]
+async fn every_failure_of_the_last_batch_is_counted() {
+    let db = TestDb::open().await;
+    let all_clash = db.import("clashes", stream::iter([1_i64; 51])).batch(Batch::Fixed(51));
+    let stopped = all_clash.on_error(OnError::StopAfter(1)).run(insert_entry).await.unwrap_err();
+    assert_eq!((stopped.report.accepted, stopped.report.failed), (1, 50));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_the_environments_fault_and_no_entrys() {
+    let db = TestDb::open().await;
+    // As SQLite reports it where only the statement is undone, and the transaction stands.
+    let import = numbers(&db, 3).lost_batches_max(2).run(|tx, x: &i64| {
+        add(tx, *x)?;
+        Err::<(), _>(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None))
+    });
+    let stopped = soon(import).await.unwrap_err();
+    assert!(matches!(stopped.failure, ImportFailure::BatchesLost { batches: 2, .. }), "{stopped:?}");
+    assert_eq!((stopped.report.accepted, stopped.report.failed), (0, 0));
+    assert_eq!(db.xs().await, []);
+}

@@ -246,3 +246,24 @@ mod permissions {
         denied("permissions::a_file_that_can_not_be_read", &path, &dir);
     }
 }
+
+/// After a crash in the middle of a checkpoint the first page may speak of pages that are still in the WAL only.
+#[test]
+fn a_database_that_needs_its_wal_is_opened_and_recovered() {
+    let dir = dir();
+    let (crashed, path) = (dir.path().join("crashed.db"), dir.path().join("app.db"));
+    let before = common::plain(&crashed);
+    before
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x)")
+        .unwrap();
+    before.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES (zeroblob(100000))").unwrap();
+    let mut file = fs::read(&crashed).unwrap();
+    fs::copy(common::beside(&crashed, "-wal"), common::beside(&path, "-wal")).unwrap();
+    // The page count of the header, and the counter that vouches for it (https://www.sqlite.org/fileformat2.html).
+    file[28..32].copy_from_slice(&1000_u32.to_be_bytes());
+    fs::write(&path, file).unwrap();
+    let db = Database::builder(&path).open_blocking().unwrap().blocking();
+    let bytes =
+        db.read("bytes", |tx| tx.query_row("SELECT sum(length(x)) FROM t", (), |row| row.get::<_, i64>(0)));
+    assert_eq!(bytes.wait().unwrap(), 100_000);
+}

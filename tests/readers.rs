@@ -9,6 +9,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use common::{HANG, TestDb, soon, until};
+use futures_util::FutureExt;
 use solewriter::{Config, Database, ReadError, Retry};
 use tokio::task::JoinHandle;
 
@@ -146,4 +147,36 @@ async fn a_callers_own_error_stays_typed() {
     let db = few_readers(|_| ()).await;
     let absent = db.read_or_reject("find", |_| Err::<(), _>(Absent)).await;
     assert!(matches!(absent, Err(ReadError::Query(Absent))));
+}
+
+/// A value whose destructor fails.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_panics_when_it_is_dropped_costs_no_connection() {
+    let db = few_readers(|config| config.readers_overflow = 0).await;
+    let open = db.stats().readers_open;
+    let (reading, begun) = mpsc::channel();
+    let (go_on, wait) = mpsc::channel::<()>();
+    let mut read = db
+        .read("bomb", move |_| {
+            reading.send(()).unwrap();
+            wait.recv_timeout(common::HANG).unwrap();
+            Ok(Bomb)
+        })
+        .into_future();
+    assert!((&mut read).now_or_never().is_none());
+    common::until("it reads", || begun.try_recv().is_ok()).await;
+    drop(read);
+    go_on.send(()).unwrap();
+    for _ in 0..20 {
+        soon(thread_of_a_read(&db)).await;
+    }
+    assert_eq!(db.stats().readers_open, open);
 }

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Add, Gate, HANG, TestDb, add, beside, committed, config_with, count, insert, soon, until};
+use futures_util::FutureExt;
 use solewriter::{Database, Drain, NotStarted, Outcome, Phase, ReadError, WriteError};
 
 fn is_closed(error: &WriteError) -> bool {
@@ -169,4 +170,28 @@ async fn a_reader_of_another_connection_keeps_the_wal_and_the_report_says_so() {
     assert!(report.wal_pages_left > 0, "{report:?}");
     foreign.execute_batch("COMMIT").unwrap();
     assert_eq!(count(&foreign), 2);
+}
+
+#[tokio::test]
+async fn a_submission_that_nobody_polls_holds_nothing_up() {
+    let db = TestDb::open_with(|config| config.queue_commands_max = 1).await;
+    let gate = Gate::close(&db).await;
+    let waiting = committed(insert(&db, 1)).await;
+    let mut no_room = Box::pin(insert(&db, 2).submit());
+    // Once, so that it stands in the line for room.
+    assert!((&mut no_room).now_or_never().is_none());
+    gate.open().await;
+    soon(waiting).await.unwrap();
+    // The room is its own now, and it does not take it.
+    soon(db.shutdown(Drain::within(HANG))).await.unwrap();
+    assert!(is_closed(&no_room.await.unwrap_err()));
+}
+
+#[tokio::test]
+async fn a_command_can_not_wait_for_the_end_of_its_own_service() {
+    let db = TestDb::open().await;
+    let blocking = db.blocking();
+    let refused = db.write("closes", move |_| Ok(blocking.shutdown(Drain::within(HANG)).is_err()));
+    assert!(soon(refused).await.unwrap());
+    soon(db.shutdown(Drain::within(HANG))).await.unwrap();
 }
