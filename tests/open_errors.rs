@@ -170,6 +170,7 @@ mod permissions {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
     use std::process::Command;
+    use std::sync::{Mutex, PoisonError};
 
     use super::*;
 
@@ -182,6 +183,10 @@ mod permissions {
 
     /// Opens the path in a process that is not root, and returns the path it has no rights to.
     fn denied(test: &str, path: &Path, dir: &TempDir) {
+        // A program that another thread forks meanwhile inherits the copy while it is open for writing, and the
+        // system runs no program that is: "text file busy".
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let before = listing(dir.path());
         // A copy, since the directories of the original may be closed to others.
         let programs = tempfile::tempdir().unwrap();
