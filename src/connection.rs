@@ -196,11 +196,6 @@ fn set(
     Err(OpenErrorReason::Pragma { name, wanted: wanted.into(), found })
 }
 
-/// Syncs the database file after a checkpoint; a failure counts as that of the checkpoint.
-pub(crate) fn sync(connection: &Connection) -> rusqlite::Result<()> {
-    sqlite_ffi::sync_database_file(connection)
-}
-
 /// Closes a connection; the handle of one that user code leaked a statement of is leaked with it.
 pub(crate) fn close(connection: Connection) {
     if let Err((connection, error)) = connection.close() {

@@ -14,6 +14,7 @@ use crate::board::Board;
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode};
 use crate::holder::Phase;
+use crate::sqlite_ffi;
 use crate::sync::lock;
 
 /// The writer's line to the housekeeper.
@@ -38,7 +39,7 @@ pub(crate) struct Housekeeping {
 #[derive(Default)]
 struct Restarts {
     blocked_in_a_row: u32,
-    checkpoints_to_skip: u32,
+    checkpoints_to_wait: u32,
 }
 
 impl Restarts {
@@ -47,14 +48,14 @@ impl Restarts {
     }
 
     fn blocked(&mut self) {
-        self.checkpoints_to_skip = 1 << self.blocked_in_a_row.min(4);
+        self.checkpoints_to_wait = 1 << self.blocked_in_a_row.min(4);
         self.blocked_in_a_row += 1;
     }
 
     /// After a checkpoint: whether it is time for the next try.
     fn is_due(&mut self) -> bool {
-        self.checkpoints_to_skip = self.checkpoints_to_skip.saturating_sub(1);
-        self.checkpoints_to_skip == 0
+        self.checkpoints_to_wait = self.checkpoints_to_wait.saturating_sub(1);
+        self.checkpoints_to_wait == 0
     }
 }
 
@@ -196,10 +197,10 @@ impl House {
         if self.board.stopped().is_some() {
             return false;
         }
-        let (mode, wait) = (CheckpointMode::Passive, Duration::ZERO);
-        let done = connection::checkpoint(&self.connection, mode, wait, &self.config);
+        let passive = CheckpointMode::Passive;
+        let done = connection::checkpoint(&self.connection, passive, Duration::ZERO, &self.config);
         // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
-        let synced = done.and_then(|done| connection::sync(&self.connection).map(|()| done));
+        let synced = done.and_then(|done| sqlite_ffi::sync_database_file(&self.connection).map(|()| done));
         let done = match synced {
             Ok(done) => done,
             // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.

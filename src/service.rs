@@ -93,14 +93,11 @@ impl Service {
     /// Ready when everything is closed.
     pub(crate) async fn closed(&self) -> ShutdownReport {
         let mut closed = self.board.closed.subscribe();
-        loop {
-            if let Some(report) = closed.borrow_and_update().clone() {
-                return report;
-            }
-            if closed.changed().await.is_err() {
-                // The sender is in the board, which `self` keeps.
-                std::future::pending::<()>().await;
-            }
+        let report = closed.wait_for(Option::is_some).await.ok().and_then(|report| report.clone());
+        match report {
+            Some(report) => report,
+            // The sender is in the board, which `self` keeps.
+            None => std::future::pending().await,
         }
     }
 

@@ -316,9 +316,7 @@ impl<W: Work> Future for WriteFuture<'_, W> {
                 State::Accepted(receipt) => return Pin::new(receipt).poll(context),
                 State::WaitingForRoom(accepted) => State::Accepted(ready!(accepted.as_mut().poll(context))?),
                 State::Unsent(write) => {
-                    let Some(write) = write.take() else {
-                        unreachable!("the state changes when the command is taken")
-                    };
+                    let Some(write) = write.take() else { unreachable!("polled again after it was ready") };
                     match write.dispatch()? {
                         Dispatch::Accepted(receipt) => State::Accepted(receipt),
                         Dispatch::Full(queueing) => State::WaitingForRoom(Box::pin(queueing.accepted())),

@@ -186,9 +186,10 @@ impl Writer {
         for member in &group.members {
             stats.wait[member.lane].record(member.wait);
             stats.run[member.lane].record(member.run);
-            match member.step {
-                Step::Done => stats.commands.committed += 1,
-                Step::Undone | Step::TransactionLost => stats.commands.failed += 1,
+            if member.step == Step::Done {
+                stats.commands.committed += 1;
+            } else {
+                stats.commands.failed += 1;
             }
         }
         stats.commit.record(commit);
