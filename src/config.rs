@@ -23,6 +23,20 @@ pub enum Durability {
     Full,
 }
 
+/// Who copies the WAL into the database file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checkpoints {
+    /// The service, on a thread beside the writer (the default).
+    #[default]
+    Service,
+    /// Another program, Litestream for example, which must see every page before it leaves the WAL.
+    ///
+    /// The service runs no checkpoint, not even when it closes. `wal_target_bytes` and `checkpoint_pages` mean
+    /// nothing then; `wal_limit_bytes` still holds.
+    External,
+}
+
 /// Settings of a service; every field has a default, so a configuration file names only what it changes.
 ///
 /// Durations are written in milliseconds under the name of the field plus `_ms`. Unknown fields and values
@@ -58,9 +72,10 @@ pub struct Config {
     /// Whether SQLite enforces foreign keys. Default: true.
     pub foreign_keys: bool,
 
-    /// How long the writer waits for the write lock of another process before a group fails as busy.
+    /// How long a command waits for the write lock of another process before it fails as busy.
     ///
-    /// Default: 10 s. Between commands of this service there is nothing to wait for.
+    /// Default: 10 s. Between commands of this service there is nothing to wait for. A deadline of the command
+    /// that ends earlier counts too.
     #[serde(rename = "busy_timeout_ms", with = "millis")]
     pub busy_timeout: Duration,
 
@@ -82,6 +97,13 @@ pub struct Config {
     /// How long a submission waits for room in its lane before it fails as full. Default: 30 s.
     #[serde(rename = "queue_wait_max_ms", with = "millis")]
     pub queue_wait_max: Duration,
+
+    /// How long an accepted command without a deadline of its own waits to be started. Default: 30 s.
+    ///
+    /// Then it is taken back, with an error that names who holds the writer. So a command that waits, through
+    /// another thread, for a command of its own service ends in an error and not in a deadlock.
+    #[serde(rename = "command_wait_max_ms", with = "millis")]
+    pub command_wait_max: Duration,
 
     /// How many commands one COMMIT may cover. Default: 4,096. With 1 there is no batching at all.
     pub group_commands_max: usize,
@@ -131,6 +153,13 @@ pub struct Config {
     #[serde(rename = "reader_age_max_ms", with = "millis")]
     pub reader_age_max: Duration,
 
+    /// How old a read or a snapshot may become before it is ended. Default: 30 s.
+    ///
+    /// A read that goes on pins the WAL: nothing it might look at can be checkpointed away. The statement it
+    /// runs is interrupted; Rust code is not, but its next statement is. A read's own deadline replaces it.
+    #[serde(rename = "read_age_max_ms", with = "millis")]
+    pub read_age_max: Duration,
+
     /// The WAL size the service keeps to while no reader pins the WAL, in bytes. Default: 64 MiB.
     ///
     /// Checkpoints usually keep it far below. Where they fall behind, the writer waits for them here.
@@ -142,6 +171,49 @@ pub struct Config {
     /// Fewer mean more syncs of the database file. More mean a WAL that grows for longer before it is written
     /// over, and a file that grows takes twice as long to sync as one that does not.
     pub checkpoint_pages: u32,
+
+    /// The WAL size beyond which nothing is written, in bytes. Default: 1 GiB.
+    ///
+    /// Only a reader or another program that pins the WAL lets it grow so far. Then snapshots and reads that
+    /// are older than a second are ended, commands wait for up to `busy_timeout`, and then they are refused.
+    pub wal_limit_bytes: u64,
+
+    /// Who copies the WAL into the database file. Default: [`Checkpoints::Service`].
+    pub checkpoints: Checkpoints,
+
+    /// How long the writer leaves the write lock free for another program, every `foreign_gap_interval`, once
+    /// it has seen one write. Default: 110 ms; 0 leaves none.
+    ///
+    /// SQLite's waiters poll up to 100 ms apart and would never meet the lock free between two groups. The gap
+    /// costs up to this share of the throughput, 2 %, and only while another program writes.
+    #[serde(rename = "foreign_gap_ms", with = "millis")]
+    pub foreign_gap: Duration,
+
+    /// See `foreign_gap`. Default: 5 s.
+    #[serde(rename = "foreign_gap_interval_ms", with = "millis")]
+    pub foreign_gap_interval: Duration,
+
+    /// After how many failures of the environment in a row (I/O errors, no memory, no file descriptors) writes
+    /// are refused until a commit of the service's own succeeds. Default: 5.
+    pub breaker_failures: u32,
+
+    /// How long after that the first such commit is tried; the pause doubles up to 30 s. Default: 250 ms. A full
+    /// disk is probed in the same way.
+    #[serde(rename = "breaker_pause_ms", with = "millis")]
+    pub breaker_pause: Duration,
+
+    /// Whether a database on NFS, 9p, virtiofs, FUSE and the like is opened all the same. Default: false.
+    ///
+    /// The WAL needs shared memory and locks that such file systems keep wrongly or not at all
+    /// (<https://www.sqlite.org/wal.html>): the database can be corrupted within minutes.
+    pub allow_network_file_system: bool,
+
+    /// Whether the schema of the file may call functions and virtual tables that are not marked as harmless.
+    /// Default: false, since a file may come from someone else (<https://www.sqlite.org/security.html>).
+    pub trusted_schema: bool,
+
+    /// The largest string, blob or row, in bytes. Default: 256 MiB; SQLite's own limit is 1 GB.
+    pub value_bytes_max: u32,
 
     /// How long shutdown may take when the last handle is dropped, and how long an open waits for a
     /// shutdown of the same file in this process. Default: 10 s.
@@ -164,6 +236,7 @@ impl Default for Config {
             queue_commands_max: 16_384,
             queue_bytes_max: 64 * MIB as usize,
             queue_wait_max: Duration::from_secs(30),
+            command_wait_max: Duration::from_secs(30),
             group_commands_max: 4_096,
             group_hold_max: Duration::from_millis(25),
             group_linger: Duration::ZERO,
@@ -175,8 +248,18 @@ impl Default for Config {
             readers_overflow: 10,
             reader_wait_max: Duration::from_secs(10),
             reader_age_max: Duration::from_secs(3600),
+            read_age_max: Duration::from_secs(30),
             wal_target_bytes: 64 * MIB,
             checkpoint_pages: 4_000,
+            wal_limit_bytes: 1024 * MIB,
+            checkpoints: Checkpoints::Service,
+            foreign_gap: Duration::from_millis(110),
+            foreign_gap_interval: Duration::from_secs(5),
+            breaker_failures: 5,
+            breaker_pause: Duration::from_millis(250),
+            allow_network_file_system: false,
+            trusted_schema: false,
+            value_bytes_max: 256 * MIB as u32,
             shutdown_wait_max: Duration::from_secs(10),
         }
     }
@@ -194,7 +277,7 @@ impl Config {
         // SQLITE_MAX_MMAP_SIZE of the bundled build (https://www.sqlite.org/mmap.html).
         const MMAP_MAX: u64 = 0x7fff_0000;
         let shares = u32::from(self.bulk_share_percent) + u32::from(self.maintenance_share_percent);
-        let rules: [(&'static str, bool, &'static str); 21] = [
+        let rules: [(&'static str, bool, &'static str); 29] = [
             ("name", !self.name.is_empty() && !self.name.contains('\0'), "must be text without NUL"),
             ("busy_timeout_ms", self.busy_timeout <= DAY, "must be at most a day"),
             ("cache_bytes", (1024..=TIB).contains(&self.cache_bytes), "must be between 1 KiB and 1 TiB"),
@@ -232,6 +315,26 @@ impl Config {
                 "must be between 64 KiB and 1 TiB",
             ),
             ("checkpoint_pages", self.checkpoint_pages > 0, "must be at least 1"),
+            ("command_wait_max_ms", positive(self.command_wait_max), "must be more than 0 and at most a day"),
+            ("read_age_max_ms", positive(self.read_age_max), "must be more than 0 and at most a day"),
+            (
+                "wal_limit_bytes",
+                self.wal_limit_bytes > self.wal_target_bytes && self.wal_limit_bytes <= TIB,
+                "must be more than wal_target_bytes and at most 1 TiB",
+            ),
+            ("foreign_gap_ms", self.foreign_gap <= DAY, "must be at most a day"),
+            (
+                "foreign_gap_interval_ms",
+                positive(self.foreign_gap_interval) && self.foreign_gap_interval > self.foreign_gap,
+                "must be more than foreign_gap_ms and at most a day",
+            ),
+            ("breaker_failures", self.breaker_failures > 0, "must be at least 1"),
+            ("breaker_pause_ms", positive(self.breaker_pause), "must be more than 0 and at most a day"),
+            (
+                "value_bytes_max",
+                (1 << 20..=1_000_000_000).contains(&self.value_bytes_max),
+                "must be between 1 MiB and 1 GB, SQLite's own limit",
+            ),
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((field, _, reason)) => Err(ConfigError { field, reason }),
@@ -261,6 +364,7 @@ impl Config {
             queue_commands_max,
             queue_bytes_max,
             queue_wait_max,
+            command_wait_max,
             group_commands_max,
             group_hold_max,
             group_linger,
@@ -272,8 +376,18 @@ impl Config {
             readers_overflow,
             reader_wait_max,
             reader_age_max,
+            read_age_max,
             wal_target_bytes,
             checkpoint_pages,
+            wal_limit_bytes,
+            checkpoints,
+            foreign_gap,
+            foreign_gap_interval,
+            breaker_failures,
+            breaker_pause,
+            allow_network_file_system,
+            trusted_schema,
+            value_bytes_max,
             shutdown_wait_max
         )
     }

@@ -68,8 +68,10 @@ mod stats;
 mod writer;
 
 mod connection;
+mod failure;
 mod sqlite_ffi;
 mod sync;
+mod watchdog;
 
 /// The documents of the repository's `docs` folder.
 #[cfg(any(doc, doctest))]
@@ -88,7 +90,7 @@ mod readme {}
 
 pub use blocking::BlockingDatabase;
 pub use command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
-pub use config::{Config, ConfigError, Durability};
+pub use config::{Checkpoints, Config, ConfigError, Durability};
 pub use database::{Builder, Database};
 pub use error::{
     Cause, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, Unknown, WriteError,

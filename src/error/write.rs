@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Cause, Outcome, Retry, sqlite_extended_code};
+use crate::holder::Phase;
 use crate::lane::Lane;
 
 /// Why a write has no value to give. The variant tells the outcome.
@@ -53,8 +54,29 @@ pub enum NotStarted {
         /// How long it had waited.
         waited: Duration,
     },
+    /// The command waited for longer than `command_wait_max` behind whoever holds the writer: a command that
+    /// takes very long, or one that itself waits for this one.
+    WaitedTooLong {
+        /// How long it had waited.
+        waited: Duration,
+        /// What the writer was doing.
+        holder: Option<Phase>,
+    },
     /// Another process kept the write lock for longer than `busy_timeout`.
     Busy(Cause),
+    /// The disk is full: nothing is written until a small commit of the service's own has succeeded.
+    DiskFull(Cause),
+    /// The WAL has reached `wal_limit_bytes`, and a reader or another program kept it from being begun anew for
+    /// longer than `busy_timeout`.
+    WalFull {
+        /// The size of the WAL.
+        wal_bytes: u64,
+    },
+    /// The environment failed too often in a row, last with this error: nothing is written until a small commit
+    /// of the service's own has succeeded.
+    Unavailable(Cause),
+    /// This process is a fork of the one that opened the database; its threads exist only there.
+    Forked,
     /// The transaction could not be begun.
     Begin(Cause),
     /// The service has stopped writing after a failure it can't see through; reads go on.
@@ -73,6 +95,15 @@ pub enum RolledBack {
     TransactionEnded,
     /// The command left a statement half-stepped, so the transaction could not be committed.
     StatementLeftOpen,
+    /// The command's deadline passed while it ran, and SQLite ended the statement that was at work.
+    DeadlineExceeded {
+        /// How long it had run.
+        ran: Duration,
+    },
+    /// The service was to be closed by then, and ended the statement that was at work.
+    Interrupted,
+    /// The environment failed the command: no space, an I/O error, no memory. The command itself may be fine.
+    Environment(Cause),
     /// The transaction the command shared with others was lost for this reason, which lay outside of it.
     GroupLost(Cause),
 }
@@ -85,8 +116,29 @@ pub enum Unknown {
     ///
     /// SQLite shows the rows as absent, yet they can reappear after a crash. The service has stopped writing.
     CommitFailed(Cause),
+    /// The database, its -wal or its -shm file was deleted, renamed or replaced while the command was committed,
+    /// so the commit may have gone into a file that nobody will find. The service has stopped writing.
+    FilesReplaced(Cause),
     /// The writer thread ended without an answer, which is a bug of this crate.
     WriterLost,
+}
+
+impl NotStarted {
+    fn retry(&self) -> Retry {
+        match self {
+            Self::QueueFull { .. }
+            | Self::DeadlineExceeded { .. }
+            | Self::WaitedTooLong { .. }
+            | Self::Busy(_)
+            | Self::DiskFull(_)
+            | Self::WalFull { .. }
+            | Self::Unavailable(_)
+            | Self::Begin(_) => Retry::Later,
+            Self::TooLarge { .. } | Self::Closed | Self::Reentrant | Self::Forked | Self::Stopped(_) => {
+                Retry::Never
+            }
+        }
+    }
 }
 
 impl<E> WriteError<E> {
@@ -104,10 +156,12 @@ impl<E> WriteError<E> {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            Self::NotStarted(NotStarted::QueueFull { .. } | NotStarted::DeadlineExceeded { .. })
-            | Self::NotStarted(NotStarted::Busy(_) | NotStarted::Begin(_)) => Retry::Later,
+            Self::NotStarted(reason) => reason.retry(),
+            Self::RolledBack(RolledBack::DeadlineExceeded { .. } | RolledBack::Environment(_)) => {
+                Retry::Later
+            }
             Self::RolledBack(RolledBack::GroupLost(_)) => Retry::Now,
-            Self::NotStarted(_) | Self::Command(_) | Self::RolledBack(_) => Retry::Never,
+            Self::Command(_) | Self::RolledBack(_) => Retry::Never,
             Self::Unknown(_) => Retry::AfterChecking,
         }
     }
@@ -149,10 +203,16 @@ impl<E: StdError + 'static> StdError for WriteError<E> {
         match self {
             Self::Command(error) => Some(error),
             Self::NotStarted(
-                NotStarted::Busy(cause) | NotStarted::Begin(cause) | NotStarted::Stopped(cause),
+                NotStarted::Busy(cause)
+                | NotStarted::DiskFull(cause)
+                | NotStarted::Unavailable(cause)
+                | NotStarted::Begin(cause)
+                | NotStarted::Stopped(cause),
             )
-            | Self::RolledBack(RolledBack::GroupLost(cause))
-            | Self::Unknown(Unknown::CommitFailed(cause)) => Some(cause.as_sqlite()),
+            | Self::RolledBack(RolledBack::GroupLost(cause) | RolledBack::Environment(cause))
+            | Self::Unknown(Unknown::CommitFailed(cause) | Unknown::FilesReplaced(cause)) => {
+                Some(cause.as_sqlite())
+            }
             Self::NotStarted(_) | Self::RolledBack(_) | Self::Unknown(_) => None,
         }
     }
@@ -170,6 +230,18 @@ impl fmt::Display for NotStarted {
                 f.write_str("a command can't wait for its own service; send it after this one returned")
             }
             Self::DeadlineExceeded { waited } => write!(f, "its deadline passed after {waited:?} of waiting"),
+            Self::WaitedTooLong { waited, holder: Some(holder) } => {
+                write!(f, "it waited for {waited:?} while the writer was at: {holder}; retry later")
+            }
+            Self::WaitedTooLong { waited, holder: None } => {
+                write!(f, "it waited for {waited:?} in a long queue; retry later")
+            }
+            Self::DiskFull(_) => f.write_str("the disk is full; make room, then retry"),
+            Self::WalFull { wal_bytes } => {
+                write!(f, "a reader or another program keeps {wal_bytes} bytes in the WAL; end it, then retry")
+            }
+            Self::Unavailable(_) => f.write_str("the database can't be written at the moment; retry later"),
+            Self::Forked => f.write_str("this process is a fork; open the database in it after the fork"),
             Self::Busy(_) => f.write_str("another process holds the write lock; retry later"),
             Self::Begin(_) => f.write_str("the transaction could not be begun; retry later"),
             Self::Stopped(_) => f.write_str("the service has stopped writing; find the cause, then reopen"),
@@ -186,6 +258,9 @@ impl fmt::Display for RolledBack {
                 f.write_str("it ended the transaction (`OR ROLLBACK`, say) and returned success")
             }
             Self::StatementLeftOpen => f.write_str("it left a statement half-stepped"),
+            Self::DeadlineExceeded { ran } => write!(f, "its deadline passed while it ran, after {ran:?}"),
+            Self::Interrupted => f.write_str("the service was closed while it ran"),
+            Self::Environment(_) => f.write_str("the environment failed, not the command; retry later"),
             Self::GroupLost(_) => {
                 f.write_str("the transaction it shared with others was lost; retry is safe")
             }
@@ -197,6 +272,9 @@ impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CommitFailed(_) => f.write_str("COMMIT failed; look into the database before a retry"),
+            Self::FilesReplaced(_) => {
+                f.write_str("the database file or its WAL was replaced; restore the files, reopen and look")
+            }
             Self::WriterLost => f.write_str("the writer ended without an answer; reopen and look"),
         }
     }

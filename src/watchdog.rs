@@ -1,0 +1,86 @@
+//! Ends the statement that runs on a connection once its time is up.
+//!
+//! An interrupt from another thread could meet the next statement instead; the progress handler runs within
+//! the statement itself (<https://www.sqlite.org/c3ref/progress_handler.html>).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use rusqlite::Connection;
+
+/// SQLite's virtual machine runs this many instructions between two looks: some tens of microseconds.
+const INSTRUCTIONS: i32 = 1_000;
+
+/// Watches one connection; a clone watches the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Watchdog(Arc<Limit>);
+
+#[derive(Debug)]
+struct Limit {
+    /// What the moments below are counted from, in nanoseconds.
+    base: Instant,
+    /// When the statements of the current caller end; `NEVER` without a limit.
+    deadline: AtomicU64,
+    /// When everything ends, whoever the caller is; set from other threads.
+    end: AtomicU64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+impl Watchdog {
+    /// Watches a connection from now on.
+    pub(crate) fn watch(connection: &Connection) -> rusqlite::Result<Self> {
+        let watchdog = Self(Arc::new(Limit {
+            base: Instant::now(),
+            deadline: AtomicU64::new(NEVER),
+            end: AtomicU64::new(NEVER),
+        }));
+        let limit = watchdog.0.clone();
+        connection.progress_handler(INSTRUCTIONS, Some(move || limit.has_passed()))?;
+        Ok(watchdog)
+    }
+
+    /// Lets statements run until `deadline`; for good without one.
+    pub(crate) fn limit(&self, deadline: Option<Instant>) {
+        let nanos = deadline.map_or(NEVER, |deadline| self.0.nanos(deadline));
+        self.0.deadline.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Ends whatever runs from now on; for any thread to call. Lasts until [`resume`](Self::resume).
+    pub(crate) fn end(&self) {
+        self.0.end.store(0, Ordering::Relaxed);
+    }
+
+    /// Takes the word of [`end`](Self::end) back.
+    pub(crate) fn resume(&self) {
+        self.0.end.store(NEVER, Ordering::Relaxed);
+    }
+
+    /// Whether statements are being ended by [`end`](Self::end).
+    pub(crate) fn is_ended(&self) -> bool {
+        self.0.end.load(Ordering::Relaxed) != NEVER
+    }
+
+    /// Whether the deadline of the current caller has passed.
+    pub(crate) fn deadline_has_passed(&self) -> bool {
+        self.0.has_passed_at(self.0.deadline.load(Ordering::Relaxed))
+    }
+}
+
+impl Limit {
+    fn nanos(&self, moment: Instant) -> u64 {
+        let nanos = moment.saturating_duration_since(self.base).as_nanos();
+        u64::try_from(nanos).unwrap_or(NEVER - 1)
+    }
+
+    fn has_passed(&self) -> bool {
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        self.end.load(Ordering::Relaxed) != NEVER || self.has_passed_at(deadline)
+    }
+
+    /// Reads the clock only where there is a limit.
+    fn has_passed_at(&self, limit: u64) -> bool {
+        limit != NEVER && self.nanos(Instant::now()) >= limit
+    }
+}
