@@ -124,7 +124,7 @@ impl BlockingDatabase {
         map: F,
     ) -> Write<'_, ExecuteReturning<F>, Blocking>
     where
-        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+        F: Fn(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
         let work = ExecuteReturning::new(Execute::new(sql.into(), parameters), map);

@@ -4,7 +4,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use rusqlite::InterruptHandle;
 use tokio::sync::watch;
 
 use crate::error::Cause;
@@ -13,6 +12,7 @@ use crate::shutdown::ShutdownReport;
 use crate::stats::{Stats, WriterStats};
 use crate::sync::lock;
 use crate::token::CommitToken;
+use crate::watchdog::Watchdog;
 
 /// Shared by the writer, the housekeeper and every handle.
 pub(crate) struct Board {
@@ -21,7 +21,9 @@ pub(crate) struct Board {
     groups: AtomicU64,
     holder: Mutex<Option<Held>>,
     stopped: Mutex<Option<Cause>>,
-    interrupt: Mutex<Option<InterruptHandle>>,
+    /// Why writes are refused for now.
+    refusing: Mutex<Option<Cause>>,
+    watchdog: Mutex<Option<Watchdog>>,
     drain_until: Mutex<Option<Instant>>,
     pub(crate) stats: Mutex<WriterStats>,
     pub(crate) wal: WalGauge,
@@ -40,7 +42,8 @@ impl Board {
             groups: AtomicU64::new(0),
             holder: Mutex::default(),
             stopped: Mutex::default(),
-            interrupt: Mutex::default(),
+            refusing: Mutex::default(),
+            watchdog: Mutex::default(),
             drain_until: Mutex::default(),
             stats: Mutex::default(),
             wal: WalGauge::default(),
@@ -71,14 +74,20 @@ impl Board {
         lock(&self.stopped).clone()
     }
 
-    pub(crate) fn set_interrupt(&self, handle: InterruptHandle) {
-        *lock(&self.interrupt) = Some(handle);
+    /// Writes are refused for this reason from now on, or no longer.
+    pub(crate) fn set_refusing(&self, cause: Option<Cause>) {
+        *lock(&self.refusing) = cause;
     }
 
-    /// Ends the statement that the writer runs now, if it runs one.
+    /// The watchdog of the newest write connection.
+    pub(crate) fn set_watchdog(&self, watchdog: Watchdog) {
+        *lock(&self.watchdog) = Some(watchdog);
+    }
+
+    /// Ends the statement of a command that the writer runs now, and those to come.
     pub(crate) fn interrupt(&self) {
-        if let Some(handle) = &*lock(&self.interrupt) {
-            handle.interrupt();
+        if let Some(watchdog) = &*lock(&self.watchdog) {
+            watchdog.end();
         }
     }
 
@@ -100,8 +109,7 @@ impl Board {
     }
 
     /// The writer begins to hold the write lock, or goes on to another phase of holding it.
-    pub(crate) fn hold(&self, phase: Phase) {
-        let now = Instant::now();
+    pub(crate) fn hold(&self, phase: Phase, now: Instant) {
         let mut holder = lock(&self.holder);
         let since = holder.as_ref().map_or(now, |held| held.since);
         *holder = Some(Held { phase, since, phase_since: now });
@@ -123,6 +131,7 @@ impl Board {
     pub(crate) fn summarize(&self, stats: &mut Stats) {
         lock(&self.stats).summarize(stats);
         stats.commands.refused = self.refused.load(Ordering::Relaxed);
+        stats.is_refusing_writes = lock(&self.refusing).is_some() || lock(&self.stopped).is_some();
         stats.commands.withdrawn = self.withdrawn.load(Ordering::Relaxed);
         stats.wal_pages = self.wal.pages();
         stats.wal_pages_max = self.wal.pages_max.load(Ordering::Relaxed);

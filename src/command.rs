@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::lane::Lane;
+use crate::message::Kind;
 use crate::transaction::WriteTransaction;
 
 /// A command as a value: named, serialisable, and able to run again.
@@ -75,6 +76,9 @@ pub trait Work: sealed::Sealed + Send + 'static {
     type Error: Send + 'static;
 
     #[doc(hidden)]
+    const KIND: Kind;
+
+    #[doc(hidden)]
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<Self::Output, Self::Error>;
 
     #[doc(hidden)]
@@ -110,6 +114,7 @@ where
 {
     type Output = T;
     type Error = E;
+    const KIND: Kind = Kind::Once;
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<T, E> {
         match self.closure.take() {
@@ -142,6 +147,7 @@ where
 {
     type Output = T;
     type Error = E;
+    const KIND: Kind = Kind::Rerunnable;
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<T, E> {
         (self.closure)(tx)
@@ -157,6 +163,7 @@ impl<C> sealed::Sealed for Typed<C> {}
 impl<C: Command> Work for Typed<C> {
     type Output = C::Output;
     type Error = C::Error;
+    const KIND: Kind = Kind::Rerunnable;
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<C::Output, C::Error> {
         self.0.apply(tx)
@@ -179,12 +186,12 @@ impl Execute {
         Self { sql, parameters: parameters.into_values() }
     }
 
-    /// The parameters, or once the error of the one that SQLite has no type for.
-    fn parameters(&mut self) -> rusqlite::Result<&[Value]> {
-        if self.parameters.is_err() {
-            return std::mem::replace(&mut self.parameters, Ok(Vec::new())).map(|_| [].as_slice());
-        }
-        Ok(self.parameters.as_deref().unwrap_or_default())
+    /// The parameters, or the error of the one that SQLite has no type for.
+    fn parameters(&self) -> rusqlite::Result<&[Value]> {
+        // An error can't be copied, and the statement may run again; none of its kinds tells more than its text.
+        self.parameters.as_deref().map_err(|error| {
+            rusqlite::Error::ToSqlConversionFailure(error.to_string().into())
+        })
     }
 }
 
@@ -193,10 +200,10 @@ impl sealed::Sealed for Execute {}
 impl Work for Execute {
     type Output = usize;
     type Error = rusqlite::Error;
+    const KIND: Kind = Kind::Rerunnable;
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> rusqlite::Result<usize> {
-        let mut statement = tx.prepare_cached(&self.sql)?;
-        statement.execute(params_from_iter(self.parameters()?))
+        tx.execute(&self.sql, params_from_iter(self.parameters()?))
     }
 
     fn payload_bytes(&self) -> usize {
@@ -222,16 +229,15 @@ impl<F> sealed::Sealed for ExecuteReturning<F> {}
 
 impl<F, T> Work for ExecuteReturning<F>
 where
-    F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+    F: Fn(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
     T: Send + 'static,
 {
     type Output = Vec<T>;
     type Error = rusqlite::Error;
+    const KIND: Kind = Kind::Rerunnable;
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> rusqlite::Result<Vec<T>> {
-        let mut statement = tx.prepare_cached(&self.statement.sql)?;
-        let parameters = params_from_iter(self.statement.parameters()?);
-        statement.query_map(parameters, &mut self.map)?.collect()
+        tx.query_all(&self.statement.sql, params_from_iter(self.statement.parameters()?), &self.map)
     }
 
     fn payload_bytes(&self) -> usize {

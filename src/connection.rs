@@ -126,6 +126,10 @@ pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) ->
     }
     #[cfg(target_vendor = "apple")]
     set(connection, "fullfsync", "1", "1")?;
+    if role == Role::Writer {
+        // From now on the writer waits by itself, and for checkpoints as long as each of them says.
+        connection.busy_timeout(Duration::ZERO)?;
+    }
     Ok(())
 }
 
@@ -136,6 +140,20 @@ pub(crate) fn set_durability(connection: &Connection, durability: Durability) ->
 
 pub(crate) fn page_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     connection.pragma_query_value(None, "page_size", |row| Ok(row.get::<_, u32>(0)?.into()))
+}
+
+/// Asks for the counter that changes whenever another connection has committed.
+pub(crate) const DATA_VERSION: &str = "PRAGMA data_version";
+
+/// Writes to the database without changing it: a page of it is new in the WAL.
+pub(crate) fn rewrite_user_version(connection: &Connection) -> rusqlite::Result<()> {
+    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", version)
+}
+
+/// Whether SQLite finds nothing wrong with the database; takes as long as reading all of it.
+pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.pragma_query_value(None, "quick_check", |row| Ok(row.get_ref(0)?.as_bytes()? == b"ok"))
 }
 
 thread_local! {
@@ -222,6 +240,8 @@ pub(crate) enum CheckpointMode {
     Restart,
     /// Copies everything, then empties the WAL file.
     Truncate,
+    /// Copies nothing, and tells how much others have copied.
+    Noop,
 }
 
 /// What a checkpoint did.
@@ -235,27 +255,23 @@ pub(crate) struct Checkpointed {
     pub(crate) copied_pages: u64,
 }
 
-/// Runs a checkpoint that waits for readers for at most `wait`.
+/// Runs a checkpoint that waits for readers for at most `wait`, on a connection that waits for nothing else.
 pub(crate) fn checkpoint(
     connection: &Connection,
     mode: CheckpointMode,
     wait: Duration,
-    config: &Config,
 ) -> rusqlite::Result<Checkpointed> {
     let sql = match mode {
         CheckpointMode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
         CheckpointMode::Restart => "PRAGMA wal_checkpoint(RESTART)",
         CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+        CheckpointMode::Noop => "PRAGMA wal_checkpoint(NOOP)",
     };
-    if mode != CheckpointMode::Passive {
-        connection.busy_timeout(wait)?;
-    }
+    connection.busy_timeout(wait)?;
     let result = connection.query_row(sql, (), |row| {
         let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
-    if mode != CheckpointMode::Passive {
-        connection.busy_timeout(config.busy_timeout)?;
-    }
+    connection.busy_timeout(Duration::ZERO)?;
     result
 }

@@ -182,7 +182,7 @@ impl Database {
         map: F,
     ) -> Write<'_, ExecuteReturning<F>>
     where
-        F: FnMut(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
+        F: Fn(&Row<'_>) -> rusqlite::Result<T> + Send + 'static,
         T: Send + 'static,
     {
         let statement = Execute::new(sql.into(), parameters);

@@ -38,6 +38,8 @@ pub enum Phase {
     Commit,
     /// It begins the WAL anew.
     Checkpoint,
+    /// It finds out, after a failure, whether it can write.
+    Recover,
 }
 
 impl fmt::Display for Phase {
@@ -46,6 +48,7 @@ impl fmt::Display for Phase {
             Self::Begin => f.write_str("waiting for another process"),
             Self::Command { label, lane } => write!(f, "{label} ({lane})"),
             Self::Commit => f.write_str("commit"),
+            Self::Recover => f.write_str("recovery after a failure"),
             Self::Checkpoint => f.write_str("checkpoint"),
         }
     }

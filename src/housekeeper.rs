@@ -6,12 +6,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use crate::board::Board;
 use crate::config::Config;
+use crate::error::{Cause, NotStarted, Outcome};
+use crate::message::Fate;
+use crate::queue::Queue;
 use crate::connection::{self, CheckpointMode};
 use crate::holder::Phase;
 use crate::sqlite_ffi;
@@ -31,6 +34,8 @@ pub(crate) struct Housekeeping {
     checkpointing: Mutex<Restarts>,
     /// The WAL is copied but for what was added meanwhile, or what somebody still reads.
     restart: AtomicBool,
+    /// A checkpoint has failed: nobody may try another before every connection is opened anew.
+    failed: Mutex<Option<Cause>>,
     /// A reader was in the way when the WAL was to begin anew, and will be tried again later.
     pinned: AtomicBool,
 }
@@ -104,6 +109,27 @@ impl Housekeeping {
         self.restart.store(false, Ordering::Release);
     }
 
+    /// A checkpoint has failed.
+    pub(crate) fn fail(&self, cause: Cause) {
+        tracing::error!(error = %cause.as_sqlite(), "a checkpoint failed");
+        lock(&self.failed).get_or_insert(cause);
+    }
+
+    /// Every connection was opened anew: checkpoints begin from the start.
+    pub(crate) fn recovered(&self) {
+        *lock(&self.failed) = None;
+        *lock(&self.checkpointing) = Restarts::default();
+        *lock(&self.wanted) = Wanted::default();
+        for flag in [&self.restart, &self.pinned, &self.watching] {
+            flag.store(false, Ordering::Release);
+        }
+    }
+
+    /// Why no checkpoint may be tried.
+    pub(crate) fn failure(&self) -> Option<Cause> {
+        lock(&self.failed).clone()
+    }
+
     fn tell(&self, what: impl FnOnce(&mut Wanted)) {
         what(&mut lock(&self.wanted));
         self.changed.notify_one();
@@ -121,9 +147,10 @@ impl Housekeeper {
         connection: Connection,
         line: Arc<Housekeeping>,
         board: Arc<Board>,
+        queue: Arc<Queue>,
         config: Config,
     ) -> std::io::Result<Self> {
-        let house = House { connection, line: line.clone(), board, config };
+        let house = House { connection, line: line.clone(), board, queue, config };
         let name = format!("{}-checkpoint", house.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || house.keep())?;
         Ok(Self { line, thread })
@@ -142,6 +169,7 @@ struct House {
     connection: Connection,
     line: Arc<Housekeeping>,
     board: Arc<Board>,
+    queue: Arc<Queue>,
     config: Config,
 }
 
@@ -159,6 +187,7 @@ impl House {
                     self.line.restart.store(true, Ordering::Release);
                 }
             }
+            self.take_back_the_late();
             if self.line.watching.load(Ordering::Acquire) && !watch.look(&self.board, &self.config) {
                 self.line.watching.store(false, Ordering::Release);
                 // A group may have begun before the writer could see that nobody watches.
@@ -168,9 +197,10 @@ impl House {
             }
         }
         // Frames whose sync may have failed must not reach the database file (reliability: failed COMMIT).
-        if self.board.stopped().is_some() {
+        if self.board.stopped().is_some() || self.line.failure().is_some() {
             connection::leave_wal_alone(&self.connection);
         }
+        connection::close(self.connection);
     }
 
     /// Waits for something to do; with a timer only while the writer is watched.
@@ -192,20 +222,46 @@ impl House {
         std::mem::take(&mut *wanted)
     }
 
+    /// Answers those who have waited for too long behind whoever holds the writer.
+    ///
+    /// The one that holds it may itself wait for one of them, through another thread.
+    fn take_back_the_late(&self) {
+        let Some(holder) = self.board.holder() else { return };
+        let now = Instant::now();
+        let wait_max = self.config.command_wait_max;
+        let late = self.queue.take(|next| match next.deadline {
+            Some(deadline) => now >= deadline,
+            None => now.saturating_duration_since(next.submitted) >= wait_max,
+        });
+        for envelope in late {
+            if !envelope.start() {
+                self.board.count_withdrawn();
+                continue;
+            }
+            let waited = now.saturating_duration_since(envelope.submitted);
+            let reason = match envelope.deadline {
+                Some(_) => NotStarted::DeadlineExceeded { waited },
+                None => NotStarted::WaitedTooLong { waited, holder: Some(holder.phase.clone()) },
+            };
+            lock(&self.board.stats).commands.count(Outcome::NotStarted);
+            envelope.answer(Fate::NotStarted(reason));
+        }
+    }
+
     /// Copies what it can and syncs the file; false if writing has stopped.
     fn checkpoint(&self) -> bool {
-        if self.board.stopped().is_some() {
+        if self.board.stopped().is_some() || self.line.failure().is_some() {
             return false;
         }
         let passive = CheckpointMode::Passive;
-        let done = connection::checkpoint(&self.connection, passive, Duration::ZERO, &self.config);
+        let done = connection::checkpoint(&self.connection, passive, Duration::ZERO);
         // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
         let synced = done.and_then(|done| sqlite_ffi::sync_database_file(&self.connection).map(|()| done));
         let done = match synced {
             Ok(done) => done,
-            // A retry on the same wal-index can corrupt the database at the next power loss, so: stop.
+            // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
             Err(error) => {
-                self.board.stop(error.into());
+                self.line.fail(error.into());
                 return false;
             }
         };

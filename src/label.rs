@@ -24,6 +24,16 @@ enum Repr {
     Shared(Arc<str>),
 }
 
+impl Label {
+    /// Its text, if it is a string literal.
+    pub(crate) fn literal(&self) -> Option<&'static str> {
+        match self.0 {
+            Repr::Static(name) => Some(name),
+            Repr::Shared(_) => None,
+        }
+    }
+}
+
 impl Deref for Label {
     type Target = str;
 

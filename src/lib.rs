@@ -53,6 +53,7 @@ mod holder;
 mod shutdown;
 mod token;
 mod transaction;
+mod user_code;
 
 mod open;
 mod registry;
@@ -61,14 +62,16 @@ mod sidecar;
 
 mod board;
 mod housekeeper;
-mod inbox;
+
 mod message;
+mod queue;
 mod reader;
 mod stats;
 mod writer;
 
 mod connection;
 mod failure;
+mod rules;
 mod sqlite_ffi;
 mod sync;
 mod watchdog;

@@ -1,7 +1,7 @@
 //! What crosses to the writer: a command with its options, and the answer that comes back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -12,12 +12,16 @@ use crate::config::Durability;
 use crate::error::{NotStarted, RolledBack, Unknown, WriteError};
 use crate::label::Label;
 use crate::lane::Lane;
+use crate::queue::AtomicU8;
+use crate::rules::{Guard, Loss};
+use crate::sync::{drop_quietly, quietly};
 use crate::token::CommitToken;
 use crate::transaction::{Fault, WriteTransaction};
 
 /// A command on its way to the writer.
 pub(crate) struct Envelope {
     pub(crate) job: Box<dyn Job>,
+    pub(crate) kind: Kind,
     pub(crate) label: Label,
     pub(crate) lane: Lane,
     pub(crate) durability: Durability,
@@ -28,6 +32,34 @@ pub(crate) struct Envelope {
     pub(crate) claim: Option<Arc<Claim>>,
     /// The span of the command, a child of the caller's.
     pub(crate) span: Span,
+}
+
+impl Envelope {
+    /// Decides that the command starts; false if its caller has taken it back.
+    pub(crate) fn start(&self) -> bool {
+        self.claim.as_ref().is_none_or(|claim| claim.start())
+    }
+
+    pub(crate) fn is_expired(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Answers the caller. What the caller's types do when they are dropped must not end the thread.
+    pub(crate) fn answer(self, fate: Fate) {
+        let job = self.job;
+        quietly(|| job.answer(fate));
+    }
+}
+
+/// How a command may be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Once, in a transaction it shares with others.
+    Once,
+    /// As often as it takes, in a transaction it shares with others.
+    Rerunnable,
+    /// Once, outside of any transaction.
+    Maintenance,
 }
 
 /// Whether a waiting command is still the caller's or already the writer's: decided once, by whoever is first.
@@ -56,8 +88,8 @@ impl Claim {
 
 /// A command without its types.
 pub(crate) trait Job: Send {
-    /// Runs the command in a savepoint and keeps its result until the fate of the group is known.
-    fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Step;
+    /// Runs the command and keeps its result until the fate of the group is known.
+    fn run(&mut self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step;
 
     /// Answers the caller, exactly once.
     fn answer(self: Box<Self>, fate: Fate);
@@ -68,10 +100,10 @@ pub(crate) trait Job: Send {
 pub(crate) enum Step {
     /// The command's writes are in it.
     Done,
-    /// The command failed and its writes are undone.
+    /// The command failed and nothing of it is in the transaction.
     Undone,
-    /// The command took the whole transaction with it.
-    TransactionLost,
+    /// The transaction can't be saved.
+    Lost(Loss),
 }
 
 /// What became of a command.
@@ -125,11 +157,18 @@ impl<W: Work> Pending<W> {
 }
 
 impl<W: Work> Job for Pending<W> {
-    fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Step {
-        let (result, step) = match tx.isolate(|tx| self.work.run(tx)) {
+    fn run(&mut self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step {
+        if let Some(earlier) = self.result.take() {
+            drop_quietly(earlier);
+        }
+        let ran = match W::KIND {
+            Kind::Once | Kind::Rerunnable => tx.run(guard, |tx| self.work.run(tx)),
+            Kind::Maintenance => tx.run_outside(|tx| self.work.run(tx)),
+        };
+        let (result, step) = match ran {
             Ok(value) => (Ok(value), Step::Done),
-            Err(Fault { error, transaction_lost: false }) => (Err(error), Step::Undone),
-            Err(Fault { error, transaction_lost: true }) => (Err(error), Step::TransactionLost),
+            Err(Fault { error, loss: None }) => (Err(error), Step::Undone),
+            Err(Fault { error, loss: Some(loss) }) => (Err(error), Step::Lost(loss)),
         };
         self.result = Some(result);
         step

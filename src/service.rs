@@ -7,16 +7,16 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crate::board::Board;
-use crate::config::Config;
+use crate::config::{Checkpoints, Config};
 use crate::connection::{self, Location, Role};
-use crate::error::OpenErrorReason;
+use crate::error::{Cause, OpenErrorReason};
 use crate::housekeeper::{Housekeeper, Housekeeping};
-use crate::inbox::{self, Inbox, Outbox, QueueDepth};
+use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::stats::Stats;
 use crate::sync::{after, block_on_until, until};
-use crate::writer::{WriteConnection, Writer};
+use crate::writer::{Served, WriteConnection, Writer};
 
 /// How long a shutdown waits for code that it has interrupted.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
@@ -24,6 +24,9 @@ const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 /// How long the last checkpoint waits for readers that are not ours: another process, or a statement that a
 /// command leaked. The next open recovers what stays in the WAL.
 const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
+
+/// How long reads may go on before every connection is opened anew; then they are interrupted.
+const REOPEN_WAIT: Duration = Duration::from_secs(1);
 
 /// What all handles of a database share. Dropping it closes the database in the background.
 pub(crate) struct Service {
@@ -45,10 +48,10 @@ impl Service {
         config: Config,
         held: impl Send + 'static,
     ) -> Result<Arc<Self>, OpenErrorReason> {
-        let (outbox, inbox) = inbox::channel(&config);
+        let (outbox, queue) = queue::open(&config);
         let board = Arc::new(Board::new());
         let (ready, started) = mpsc::sync_channel(1);
-        let life = WriterThread { location, config, board, inbox, held };
+        let life = WriterThread { location, config, board, queue, held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
         let thread = std::thread::Builder::new()
             .name(format!("{}-writer", config.name))
@@ -149,7 +152,7 @@ struct WriterThread<H> {
     location: Location,
     config: Config,
     board: Arc<Board>,
-    inbox: Inbox,
+    queue: Arc<Queue>,
     held: H,
 }
 
@@ -169,27 +172,106 @@ impl<H> WriterThread<H> {
         if ready.send(Ok(readers.clone())).is_err() {
             return;
         }
-        let Self { location, config, board, inbox, held } = self;
-        let mut writer = Writer::new(inbox, board.clone(), housekeeping, config.clone(), location);
-        let connection = writer.run(connection);
-        let began = Instant::now();
-        let limit = board.drain_until().unwrap_or(began) + INTERRUPT_GRACE;
+        let mut writer = Writer::new(
+            self.queue.clone(),
+            self.board.clone(),
+            housekeeping.clone(),
+            readers.pins(),
+            self.config.clone(),
+        );
+        let (mut connection, mut housekeeper) = (Some(connection), Some(housekeeper));
+        loop {
+            match writer.run(connection, &self.location) {
+                Served::Drained(last) => {
+                    connection = last;
+                    break;
+                }
+                Served::Reopen(old) => {
+                    (connection, housekeeper) = self.reopen(old, housekeeper, &housekeeping, &readers);
+                }
+            }
+        }
+        let limit = self.board.drain_until().unwrap_or_else(Instant::now) + INTERRUPT_GRACE;
         // Readers first: the WAL can be emptied only when nobody reads from it.
         readers.close(limit);
-        housekeeper.stop();
-        // Half of what is left, so that the report is there before the caller stops waiting for it.
-        let wait = LAST_CHECKPOINT_WAIT.min(limit.saturating_duration_since(Instant::now()) / 2);
-        let wal_pages_left = connection.close(&config, &board, wait);
-        if let Err(error) = &wal_pages_left {
-            tracing::error!(%error, "the last checkpoint failed; the next open recovers the WAL");
+        if let Some(housekeeper) = housekeeper {
+            housekeeper.stop();
         }
         let report = ShutdownReport {
             not_started: writer.not_reached(),
-            wal_pages_left: wal_pages_left.unwrap_or_else(|_| board.wal.pages()),
-            stopped: board.stopped().is_some(),
+            wal_pages_left: self.close(connection, &housekeeping, limit),
+            stopped: self.board.stopped().is_some(),
         };
+        let Self { board, held, .. } = self;
         drop((writer, held));
         board.closed.send_replace(Some(report));
+    }
+
+    /// Closes the write connection, the last one; returns the pages that are left in the WAL.
+    fn close(&self, connection: Option<WriteConnection>, housekeeping: &Housekeeping, limit: Instant) -> u64 {
+        let Some(connection) = connection else { return self.board.wal.pages() };
+        let in_doubt = self.board.stopped().is_some() || housekeeping.failure().is_some();
+        if in_doubt || self.config.checkpoints == Checkpoints::External {
+            connection.close_as_it_is();
+            return self.board.wal.pages();
+        }
+        // Half of what is left, so that the report is there before the caller stops waiting for it.
+        let wait = LAST_CHECKPOINT_WAIT.min(limit.saturating_duration_since(Instant::now()) / 2);
+        connection.close(&self.board, wait).unwrap_or_else(|error| {
+            tracing::error!(%error, "the last checkpoint failed; the next open recovers the WAL");
+            self.board.wal.pages()
+        })
+    }
+
+    /// Closes every connection of the service without a checkpoint and opens them anew, so that SQLite builds
+    /// the wal-index anew: after a checkpoint that failed, the old one says that pages are safe that are not.
+    fn reopen(
+        &self,
+        old: WriteConnection,
+        housekeeper: Option<Housekeeper>,
+        housekeeping: &Arc<Housekeeping>,
+        readers: &Arc<ReaderPool>,
+    ) -> (Option<WriteConnection>, Option<Housekeeper>) {
+        let cause = housekeeping.failure();
+        let Some(_suspended) = readers.suspend(Instant::now() + REOPEN_WAIT) else {
+            // A read that does not end keeps the old wal-index alive.
+            self.board.stop(cause.unwrap_or_else(lost_connection));
+            return (Some(old), housekeeper);
+        };
+        if let Some(housekeeper) = housekeeper {
+            housekeeper.stop();
+        }
+        old.close_as_it_is();
+        match self.open_anew(housekeeping) {
+            Ok((connection, housekeeper)) => {
+                tracing::warn!("every connection was opened anew after a checkpoint that failed");
+                (Some(connection), Some(housekeeper))
+            }
+            Err(reason) => {
+                self.board.stop(cause.unwrap_or_else(|| reason.into()));
+                (None, None)
+            }
+        }
+    }
+
+    fn open_anew(
+        &self,
+        housekeeping: &Arc<Housekeeping>,
+    ) -> Result<(WriteConnection, Housekeeper), OpenErrorReason> {
+        let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
+        // Another process that has the file open has kept the old wal-index, where this is not zero. And a
+        // checkpoint that fails again, now from the start, will not do better a third time.
+        let checkpointed = match connection.wal_pages_copied() {
+            Ok(0) => connection.checkpoint().map_err(OpenErrorReason::from),
+            Ok(_) => Err(OpenErrorReason::Sqlite(lost_connection())),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(reason) = checkpointed {
+            connection.close_as_it_is();
+            return Err(reason);
+        }
+        housekeeping.recovered();
+        Ok((connection, self.start_housekeeper(housekeeping)?))
     }
 
     /// Opens everything at the start, so that a lack of file descriptors shows now and not under load.
@@ -200,10 +282,19 @@ impl<H> WriterThread<H> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
         let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
         let readers = ReaderPool::open(self.location.clone(), self.config.clone())?;
-        let checkpointer = connection::open(&self.location, Role::Checkpointer, &self.config)?;
-        let housekeeper =
-            Housekeeper::start(checkpointer, housekeeping.clone(), self.board.clone(), self.config.clone())
-                .map_err(OpenErrorReason::Io)?;
-        Ok((connection, housekeeper, readers))
+        Ok((connection, self.start_housekeeper(housekeeping)?, readers))
     }
+
+    fn start_housekeeper(&self, housekeeping: &Arc<Housekeeping>) -> Result<Housekeeper, OpenErrorReason> {
+        let connection = connection::open(&self.location, Role::Checkpointer, &self.config)?;
+        let (line, board, queue) = (housekeeping.clone(), self.board.clone(), self.queue.clone());
+        Housekeeper::start(connection, line, board, queue, self.config.clone()).map_err(OpenErrorReason::Io)
+    }
+}
+
+/// What is told where no error of SQLite says why.
+fn lost_connection() -> Cause {
+    let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR);
+    let message = "after a checkpoint that failed, a reader or another process kept the wal-index alive";
+    rusqlite::Error::SqliteFailure(error, Some(message.into())).into()
 }

@@ -33,6 +33,12 @@ pub(crate) fn reset_last_insert_rowid(connection: &Connection) {
     unsafe { ffi::sqlite3_set_last_insert_rowid(connection.handle(), 0) }
 }
 
+/// The extended result code of the last call on the connection.
+pub(crate) fn extended_error_code(connection: &Connection) -> i32 {
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
+    unsafe { ffi::sqlite3_extended_errcode(connection.handle()) }
+}
+
 /// Resets every statement that was left half-stepped, so that it no longer pins the WAL.
 pub(crate) fn reset_statements(connection: &Connection) {
     // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. The

@@ -34,6 +34,14 @@ pub struct Stats {
     pub groups_committed: u64,
     /// Groups that were rolled back, by SQLite or because their COMMIT failed.
     pub groups_lost: u64,
+    /// Times the write connection was replaced, since it was in doubt or after maintenance.
+    pub connections_replaced: u64,
+    /// Groups before which another program had written.
+    pub foreign_commits: u64,
+    /// Times the writer found the write lock held by another program.
+    pub foreign_waits: u64,
+    /// Whether writes are refused now: after failures, on a full disk, or for good.
+    pub is_refusing_writes: bool,
     /// Reads that were answered, whatever the answer.
     pub reads: u64,
     /// How long reads waited for their turn, until one of the connections was theirs to use.
@@ -74,6 +82,8 @@ pub struct CommandCounts {
     pub withdrawn: u64,
     /// Refused at the door: no room, too large, closed.
     pub refused: u64,
+    /// Run again since their group was lost; a command that was lost twice counts twice.
+    pub rerun: u64,
 }
 
 impl CommandCounts {
@@ -192,6 +202,9 @@ pub(crate) struct WriterStats {
     pub(crate) group_size: PerLane<CountHistogram>,
     pub(crate) groups_committed: u64,
     pub(crate) groups_lost: u64,
+    pub(crate) connections_replaced: u64,
+    pub(crate) foreign_commits: u64,
+    pub(crate) foreign_waits: u64,
 }
 
 impl WriterStats {
@@ -205,6 +218,9 @@ impl WriterStats {
         stats.group_size = PerLane::from_fn(|lane| self.group_size[lane].summary());
         stats.groups_committed = self.groups_committed;
         stats.groups_lost = self.groups_lost;
+        stats.connections_replaced = self.connections_replaced;
+        stats.foreign_commits = self.foreign_commits;
+        stats.foreign_waits = self.foreign_waits;
     }
 
     pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {

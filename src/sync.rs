@@ -1,5 +1,6 @@
 //! Waiting and locking without a runtime.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -15,6 +16,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn after(time: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(30 * 365 * 86_400);
     Instant::now() + time.min(NEVER)
+}
+
+/// Does what drops values of the user's types: their destructors may panic, which must not end the thread.
+pub(crate) fn quietly(drops: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(drops)).is_err() {
+        tracing::error!("dropping a value of a command panicked");
+    }
+}
+
+/// See [`quietly`].
+pub(crate) fn drop_quietly<T>(value: T) {
+    quietly(|| drop(value));
 }
 
 struct Unpark(Thread);

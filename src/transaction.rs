@@ -3,19 +3,23 @@
 //! User code never holds the connection itself: it could commit its neighbours, or change settings that
 //! outlive it. An authorizer refuses such SQL while user code runs, and a commit hook vetoes any commit.
 
-use std::any::Any;
-use std::cell::RefCell;
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{CachedStatement, Connection, Params, Row, Statement, ffi};
 
+use crate::connection;
 use crate::error::{RolledBack, WriteError};
+use crate::failure::Failure;
+use crate::rules::{self, AfterCommand, Guard, Loss, Seen};
 use crate::sqlite_ffi;
+use crate::sync::drop_quietly;
+use crate::user_code::UserCode;
+use crate::watchdog::Watchdog;
 
 /// One unchanging state of the database, for reading.
 ///
@@ -23,14 +27,21 @@ use crate::sqlite_ffi;
 /// [`prepare`](Self::prepare).
 pub struct ReadTransaction<'c> {
     connection: &'c Connection,
+    /// Statements that user code got into its hands, and may have left half-stepped.
+    statements_given: Cell<u32>,
 }
 
-impl ReadTransaction<'_> {
+impl<'c> ReadTransaction<'c> {
+    fn new(connection: &'c Connection) -> Self {
+        Self { connection, statements_given: Cell::new(0) }
+    }
+
     /// Prepares a statement that is used once.
     ///
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare(&self, sql: &str) -> rusqlite::Result<Statement<'_>> {
+        self.statements_given.update(|given| given.wrapping_add(1));
         self.connection.prepare(sql)
     }
 
@@ -39,6 +50,7 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare_cached(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.statements_given.update(|given| given.wrapping_add(1));
         self.connection.prepare_cached(sql)
     }
 
@@ -51,7 +63,7 @@ impl ReadTransaction<'_> {
         P: Params,
         F: FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.prepare_cached(sql)?.query_row(params, map)
+        self.connection.prepare_cached(sql)?.query_row(params, map)
     }
 
     /// All rows of a query, each mapped by `map`.
@@ -63,7 +75,7 @@ impl ReadTransaction<'_> {
         P: Params,
         F: FnMut(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.prepare_cached(sql)?.query_map(params, map)?.collect()
+        self.connection.prepare_cached(sql)?.query_map(params, map)?.collect()
     }
 }
 
@@ -81,6 +93,11 @@ pub struct WriteTransaction<'c> {
     read: ReadTransaction<'c>,
     control: &'c dyn Savepoints,
     user_code: &'c UserCode,
+    watchdog: &'c Watchdog,
+    /// When the command began.
+    since: Instant,
+    /// A nested savepoint could not be ended.
+    savepoint_stuck: bool,
 }
 
 impl<'c> Deref for WriteTransaction<'c> {
@@ -97,7 +114,7 @@ impl<'c> WriteTransaction<'c> {
     /// # Errors
     /// SQLite's; [`rusqlite::Error::ExecuteReturnedResults`] if the statement gives rows.
     pub fn execute<P: Params>(&mut self, sql: &str, params: P) -> rusqlite::Result<usize> {
-        self.prepare_cached(sql)?.execute(params)
+        self.connection.prepare_cached(sql)?.execute(params)
     }
 
     /// Runs several statements without parameters, such as the steps of a migration.
@@ -140,53 +157,170 @@ impl<'c> WriteTransaction<'c> {
             let ended = ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK);
             return Err(rusqlite::Error::SqliteFailure(ended, None).into());
         }
-        self.user_code.pause(|| self.control.savepoint())?;
+        self.service(|| self.control.savepoint())?;
         let result = catch_unwind(AssertUnwindSafe(|| part(self)));
         // SQLite may have ended the transaction by itself, and the savepoint with it.
         if !self.connection.is_autocommit() {
-            self.end_savepoint(matches!(result, Ok(Ok(_))))?;
+            let keep = matches!(result, Ok(Ok(_)));
+            let ended = self.service(|| end_savepoint(self.control, keep));
+            // The next one to end would be this one.
+            self.savepoint_stuck |= ended.is_err();
+            ended?;
         }
         result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Runs user code so that its failure, its panic or a foreign key it breaks costs nobody else anything.
-    pub(crate) fn isolate<T, E>(
+    pub(crate) fn run<T, E: 'static>(
+        &mut self,
+        guard: Guard,
+        work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
+    ) -> Result<T, Fault<E>> {
+        if guard == Guard::Savepoint {
+            self.service(|| self.control.savepoint()).map_err(|error| Fault::savepoint(error, ()))?;
+        }
+        sqlite_ffi::reset_last_insert_rowid(self.connection);
+        self.forget_error::<E>();
+        let before = self.traces();
+        let paused = self.watchdog.pause(false);
+        let result = self.user_code.run(|| catch_unwind(AssertUnwindSafe(|| work(self))));
+        self.watchdog.pause(paused);
+        let (result, failure) = self.classify(result);
+        let after = self.traces();
+        let seen = self.see(guard, result.is_ok(), failure, before, after);
+        if before.others != after.others {
+            // A cached statement is not prepared again, so the authorizer would not see its next use.
+            self.connection.flush_prepared_statement_cache();
+        }
+        match rules::after_command(&seen) {
+            AfterCommand::Keep => match self.end_guard(guard, true) {
+                Ok(()) => result.map_err(Fault::own),
+                Err(error) => Err(Fault::savepoint(error, result)),
+            },
+            AfterCommand::Leave => Err(Fault::own(or_why(result, RolledBack::ForeignKey))),
+            AfterCommand::Undo => match self.end_guard(guard, false) {
+                Ok(()) => Err(Fault::own(or_why(result, RolledBack::ForeignKey))),
+                Err(error) => Err(Fault::savepoint(error, result)),
+            },
+            AfterCommand::Lose(loss) => {
+                let reason = match loss {
+                    Loss::StatementOpen => RolledBack::StatementLeftOpen,
+                    Loss::Unguarded => RolledBack::ForeignKey,
+                    Loss::Command | Loss::Environment(_) | Loss::Savepoint => RolledBack::TransactionEnded,
+                };
+                Err(Fault { error: or_why(result, reason), loss: Some(loss) })
+            }
+        }
+    }
+
+    /// Runs user code outside of any transaction, and leaves none behind.
+    pub(crate) fn run_outside<T, E: 'static>(
         &mut self,
         work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
     ) -> Result<T, Fault<E>> {
-        self.user_code.pause(|| self.control.savepoint()).map_err(Fault::control)?;
-        sqlite_ffi::reset_last_insert_rowid(self.connection);
-        let result = self.user_code.run(|| catch_unwind(AssertUnwindSafe(|| work(self))));
-        let result = match result {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(WriteError::Command(error)),
-            Err(panic) => Err(RolledBack::Panicked(panic_message(panic)).into()),
-        };
-        // Both mean that the savepoint can neither be released nor rolled back.
-        let ended = self.connection.is_autocommit();
-        if ended || self.connection.is_busy() {
-            let reason = if ended { RolledBack::TransactionEnded } else { RolledBack::StatementLeftOpen };
-            let error = match result {
-                Ok(value) => discard(value, reason),
-                Err(error) => error,
-            };
-            return Err(Fault { error, transaction_lost: true });
+        self.forget_error::<E>();
+        let paused = self.watchdog.pause(false);
+        let result = self.user_code.maintain(|| catch_unwind(AssertUnwindSafe(|| work(self))));
+        self.watchdog.pause(paused);
+        let (result, _) = self.classify(result);
+        let open = self.connection.is_busy();
+        let ended = if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") };
+        self.connection.flush_prepared_statement_cache();
+        match result {
+            Ok(value) if open || ended.is_err() => Err(Fault {
+                error: or_why(Ok(value), RolledBack::StatementLeftOpen),
+                loss: Some(Loss::StatementOpen),
+            }),
+            Err(error) if open || ended.is_err() => Err(Fault { error, loss: Some(Loss::StatementOpen) }),
+            result => result.map_err(Fault::own),
         }
-        // COMMIT would fail for everyone: name the culprit while it can still be undone alone.
-        let result = match result {
-            Ok(value) if sqlite_ffi::deferred_foreign_key_violated(self.connection) => {
-                Err(discard(value, RolledBack::ForeignKey))
-            }
-            result => result,
-        };
-        self.end_savepoint(result.is_ok()).map_err(Fault::control)?;
-        result.map_err(|error| Fault { error, transaction_lost: false })
     }
 
-    fn end_savepoint(&self, keep: bool) -> rusqlite::Result<()> {
-        self.user_code
-            .pause(|| if keep { self.control.release() } else { self.control.roll_back_savepoint() })
+    /// Tells errors of the environment from those of the command.
+    fn classify<T, E: 'static>(
+        &self,
+        result: std::thread::Result<Result<T, E>>,
+    ) -> (Result<T, WriteError<E>>, Failure) {
+        match result {
+            Ok(Ok(value)) => (Ok(value), Failure::Command),
+            Err(panic) => (Err(RolledBack::Panicked(panic_message(panic)).into()), Failure::Command),
+            Ok(Err(error)) => {
+                let code = self.code_behind(&error);
+                let failure = Failure::of_code(code);
+                let error = match failure {
+                    Failure::Command => WriteError::Command(error),
+                    Failure::Interrupted if self.watchdog.is_ended() => RolledBack::Interrupted.into(),
+                    Failure::Interrupted if self.watchdog.deadline_has_passed() => {
+                        RolledBack::DeadlineExceeded { ran: self.since.elapsed() }.into()
+                    }
+                    _ => {
+                        let cause = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+                        RolledBack::Environment(cause.into()).into()
+                    }
+                };
+                (Err(error), failure)
+            }
+        }
     }
+
+    /// The result code behind the command's own error: what its type tells, or else the connection.
+    fn code_behind<E: 'static>(&self, error: &E) -> i32 {
+        match (error as &dyn Any).downcast_ref::<rusqlite::Error>() {
+            Some(error) => error.sqlite_error().map_or(ffi::SQLITE_OK, |error| error.extended_code),
+            None => sqlite_ffi::extended_error_code(self.connection),
+        }
+    }
+
+    /// Lets a command that fails without SQLite not be blamed for the error of the one before.
+    fn forget_error<E: 'static>(&self) {
+        if TypeId::of::<E>() != TypeId::of::<rusqlite::Error>() {
+            // It can fail only for want of memory, and then it has set that error.
+            let _no_memory = self.connection.set_errmsg(ffi::SQLITE_OK, None).is_err();
+        }
+    }
+
+    fn traces(&self) -> Traces {
+        Traces {
+            changes: self.connection.total_changes(),
+            others: self.user_code.others(),
+            statements: self.statements_given.get(),
+        }
+    }
+
+    fn see(&self, guard: Guard, ok: bool, failure: Failure, before: Traces, after: Traces) -> Seen {
+        let ended = self.connection.is_autocommit();
+        Seen {
+            guard,
+            ok,
+            failure,
+            ended,
+            // To ask SQLite costs a walk over all statements, so only where there was one to leave open.
+            statement_open: before.statements != after.statements && self.connection.is_busy(),
+            savepoint_stuck: self.savepoint_stuck && !ended,
+            foreign_key_violated: !ended && sqlite_ffi::deferred_foreign_key_violated(self.connection),
+            wrote: (before.changes, before.others) != (after.changes, after.others),
+        }
+    }
+
+    fn end_guard(&self, guard: Guard, keep: bool) -> rusqlite::Result<()> {
+        match guard {
+            Guard::Bare => Ok(()),
+            Guard::Savepoint => self.service(|| end_savepoint(self.control, keep)),
+        }
+    }
+
+    /// Runs a statement of the service in the midst of user code: allowed everything, and never cut short.
+    fn service<T>(&self, statement: impl FnOnce() -> T) -> T {
+        let paused = self.watchdog.pause(true);
+        let result = self.user_code.pause(statement);
+        self.watchdog.pause(paused);
+        result
+    }
+}
+
+/// Releases the innermost savepoint, or undoes what was written since.
+fn end_savepoint(control: &dyn Savepoints, keep: bool) -> rusqlite::Result<()> {
+    if keep { control.release() } else { control.roll_back_savepoint() }
 }
 
 impl fmt::Debug for WriteTransaction<'_> {
@@ -195,25 +329,43 @@ impl fmt::Debug for WriteTransaction<'_> {
     }
 }
 
-/// Drops a value that is worth nothing, for this reason. Its type is the user's, and may panic.
-fn discard<T, E>(value: T, reason: RolledBack) -> WriteError<E> {
-    match catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        Ok(()) => reason.into(),
-        Err(panic) => RolledBack::Panicked(panic_message(panic)).into(),
+/// What user code leaves behind on a connection.
+#[derive(Clone, Copy)]
+struct Traces {
+    /// Rows changed. Unlike the counter of a statement it grows also when `OR FAIL` keeps half of one, and when
+    /// the statements of a trigger are undone.
+    changes: u64,
+    /// Statements prepared that are neither reads nor DML: they change the file and not the counter.
+    others: u32,
+    statements: u32,
+}
+
+/// The error of the code; or why its value is worth nothing, which is dropped: its type is the user's, and may
+/// panic.
+fn or_why<T, E>(result: Result<T, WriteError<E>>, reason: RolledBack) -> WriteError<E> {
+    match result.map(|value| catch_unwind(AssertUnwindSafe(|| drop(value)))) {
+        Err(error) => error,
+        Ok(Ok(())) => reason.into(),
+        Ok(Err(panic)) => RolledBack::Panicked(panic_message(panic)).into(),
     }
 }
 
-/// Why a piece of isolated user code is not in the transaction.
+/// Why a piece of user code is not in the transaction.
 pub(crate) struct Fault<E> {
     pub(crate) error: WriteError<E>,
-    /// Whether it took the whole transaction with it; else only its own writes are undone.
-    pub(crate) transaction_lost: bool,
+    /// How it took the whole transaction with it; else only its own writes are undone.
+    pub(crate) loss: Option<Loss>,
 }
 
 impl<E> Fault<E> {
-    /// A savepoint statement of our own failed, so what the transaction holds is in doubt.
-    fn control(error: rusqlite::Error) -> Self {
-        Self { error: RolledBack::GroupLost(error.into()).into(), transaction_lost: true }
+    fn own(error: WriteError<E>) -> Self {
+        Self { error, loss: None }
+    }
+
+    /// A savepoint statement of our own failed, so the result is worth nothing.
+    fn savepoint(error: rusqlite::Error, result: impl Sized) -> Self {
+        drop_quietly(result);
+        Self { error: RolledBack::GroupLost(error.into()).into(), loss: Some(Loss::Savepoint) }
     }
 }
 
@@ -232,30 +384,43 @@ trait Savepoints {
 pub(crate) struct TransactionControl<'c> {
     connection: &'c Connection,
     user_code: &'c UserCode,
+    watchdog: &'c Watchdog,
     begin: RefCell<Statement<'c>>,
     commit: RefCell<Statement<'c>>,
     savepoint: RefCell<Statement<'c>>,
     release: RefCell<Statement<'c>>,
     roll_back_to: RefCell<Statement<'c>>,
+    data_version: RefCell<Statement<'c>>,
 }
 
 impl<'c> TransactionControl<'c> {
-    pub(crate) fn prepare(connection: &'c Connection, user_code: &'c UserCode) -> rusqlite::Result<Self> {
+    pub(crate) fn prepare(
+        connection: &'c Connection,
+        user_code: &'c UserCode,
+        watchdog: &'c Watchdog,
+    ) -> rusqlite::Result<Self> {
         let statement = |sql| connection.prepare(sql).map(RefCell::new);
         Ok(Self {
             connection,
             user_code,
+            watchdog,
             begin: statement("BEGIN IMMEDIATE")?,
             commit: statement("COMMIT")?,
             savepoint: statement("SAVEPOINT solewriter")?,
             release: statement("RELEASE solewriter")?,
             roll_back_to: statement("ROLLBACK TO solewriter")?,
+            data_version: statement(connection::DATA_VERSION)?,
         })
     }
 
     /// Takes the write lock.
     pub(crate) fn begin(&self) -> rusqlite::Result<()> {
         run(&self.begin)
+    }
+
+    /// The counter that changes whenever another connection has committed.
+    pub(crate) fn data_version(&self) -> rusqlite::Result<i64> {
+        self.data_version.borrow_mut().query_row((), |row| row.get(0))
     }
 
     pub(crate) fn commit(&self) -> rusqlite::Result<()> {
@@ -267,12 +432,15 @@ impl<'c> TransactionControl<'c> {
         if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") }
     }
 
-    /// What user code gets to see of the open transaction.
-    pub(crate) fn transaction(&self) -> WriteTransaction<'_> {
+    /// What user code that begins now gets to see of the connection.
+    pub(crate) fn transaction(&self, now: Instant) -> WriteTransaction<'_> {
         WriteTransaction {
-            read: ReadTransaction { connection: self.connection },
+            read: ReadTransaction::new(self.connection),
             control: self,
             user_code: self.user_code,
+            watchdog: self.watchdog,
+            since: now,
+            savepoint_stuck: false,
         }
     }
 }
@@ -307,7 +475,7 @@ pub(crate) fn read_transaction<T>(
     read: impl FnOnce(&ReadTransaction<'_>) -> T,
 ) -> rusqlite::Result<std::thread::Result<T>> {
     connection.execute_batch("BEGIN")?;
-    let result = user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&ReadTransaction { connection }))));
+    let result = user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&ReadTransaction::new(connection)))));
     connection.execute_batch("ROLLBACK")?;
     Ok(result)
 }
@@ -318,99 +486,4 @@ pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
         Ok(message) => *message,
         Err(panic) => panic.downcast_ref::<&str>().map_or_else(|| "no message".into(), |&m| m.into()),
     }
-}
-
-/// Whether user code runs on a connection now, so that SQL can't end its transaction; and whether the writer
-/// commits now, which nothing else ever may.
-#[derive(Clone, Default)]
-pub(crate) struct UserCode(Arc<Flags>);
-
-#[derive(Default)]
-struct Flags {
-    runs: AtomicBool,
-    commits: AtomicBool,
-}
-
-impl UserCode {
-    /// Guards a connection; once, since an authorizer set for each command would cost more than the command.
-    pub(crate) fn guard(connection: &Connection) -> rusqlite::Result<Self> {
-        let user_code = Self::default();
-        let flags = user_code.0.clone();
-        connection.authorizer(Some(move |context: AuthContext<'_>| {
-            if flags.runs.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
-        }))?;
-        let flags = user_code.0.clone();
-        // A command that swallows an `OR ROLLBACK` and writes on would commit each statement by itself.
-        connection.commit_hook(Some(move || !flags.commits.load(Ordering::Relaxed)))?;
-        Ok(user_code)
-    }
-
-    fn run<T>(&self, code: impl FnOnce() -> T) -> T {
-        switch(&self.0.runs, true, code)
-    }
-
-    fn pause<T>(&self, code: impl FnOnce() -> T) -> T {
-        switch(&self.0.runs, false, code)
-    }
-
-    fn allow_commit<T>(&self, code: impl FnOnce() -> T) -> T {
-        switch(&self.0.commits, true, code)
-    }
-}
-
-/// Sets a flag for as long as `code` runs, which must not panic: the caller catches what user code throws.
-fn switch<T>(flag: &AtomicBool, to: bool, code: impl FnOnce() -> T) -> T {
-    let before = flag.swap(to, Ordering::Relaxed);
-    let result = code();
-    flag.store(before, Ordering::Relaxed);
-    result
-}
-
-/// Pragmas that only read, or write nothing but the database header within the transaction.
-/// FTS5 itself prepares `data_version`.
-const ALLOWED_PRAGMAS: [&str; 20] = [
-    "application_id",
-    "collation_list",
-    "compile_options",
-    "data_version",
-    "database_list",
-    "foreign_key_check",
-    "foreign_key_list",
-    "freelist_count",
-    "function_list",
-    "index_info",
-    "index_list",
-    "index_xinfo",
-    "integrity_check",
-    "page_count",
-    "page_size",
-    "quick_check",
-    "table_info",
-    "table_list",
-    "table_xinfo",
-    "user_version",
-];
-
-fn authorize(context: &AuthContext<'_>) -> Authorization {
-    let allowed = match &context.action {
-        AuthAction::Transaction { .. }
-        | AuthAction::Savepoint { .. }
-        | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. } => false,
-        // What is temporary belongs to the connection: the next command would find it, in place of the real.
-        AuthAction::CreateTempIndex { .. }
-        | AuthAction::CreateTempTable { .. }
-        | AuthAction::CreateTempTrigger { .. }
-        | AuthAction::CreateTempView { .. } => false,
-        AuthAction::CreateTable { .. }
-        | AuthAction::CreateIndex { .. }
-        | AuthAction::CreateTrigger { .. }
-        | AuthAction::CreateView { .. }
-        | AuthAction::CreateVtable { .. } => context.database_name != Some("temp"),
-        AuthAction::Pragma { pragma_name, .. } => {
-            ALLOWED_PRAGMAS.iter().any(|name| name.eq_ignore_ascii_case(pragma_name))
-        }
-        _ => true,
-    };
-    if allowed { Authorization::Allow } else { Authorization::Deny }
 }

@@ -4,7 +4,7 @@
 //! the statement itself (<https://www.sqlite.org/c3ref/progress_handler.html>).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use rusqlite::Connection;
@@ -22,8 +22,10 @@ struct Limit {
     base: Instant,
     /// When the statements of the current caller end; `NEVER` without a limit.
     deadline: AtomicU64,
-    /// When everything ends, whoever the caller is; set from other threads.
-    end: AtomicU64,
+    /// Everything ends, whoever the caller is; set from other threads.
+    end: AtomicBool,
+    /// Nothing is ended now: the service's own statements must not be.
+    paused: AtomicBool,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -34,7 +36,8 @@ impl Watchdog {
         let watchdog = Self(Arc::new(Limit {
             base: Instant::now(),
             deadline: AtomicU64::new(NEVER),
-            end: AtomicU64::new(NEVER),
+            end: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
         }));
         let limit = watchdog.0.clone();
         connection.progress_handler(INSTRUCTIONS, Some(move || limit.has_passed()))?;
@@ -47,19 +50,26 @@ impl Watchdog {
         self.0.deadline.store(nanos, Ordering::Relaxed);
     }
 
+    /// Ends nothing while it is paused; for the thread of the connection. Returns whether it was.
+    pub(crate) fn pause(&self, paused: bool) -> bool {
+        let before = self.0.paused.load(Ordering::Relaxed);
+        self.0.paused.store(paused, Ordering::Relaxed);
+        before
+    }
+
     /// Ends whatever runs from now on; for any thread to call. Lasts until [`resume`](Self::resume).
     pub(crate) fn end(&self) {
-        self.0.end.store(0, Ordering::Relaxed);
+        self.0.end.store(true, Ordering::Relaxed);
     }
 
     /// Takes the word of [`end`](Self::end) back.
     pub(crate) fn resume(&self) {
-        self.0.end.store(NEVER, Ordering::Relaxed);
+        self.0.end.store(false, Ordering::Relaxed);
     }
 
     /// Whether statements are being ended by [`end`](Self::end).
     pub(crate) fn is_ended(&self) -> bool {
-        self.0.end.load(Ordering::Relaxed) != NEVER
+        self.0.end.load(Ordering::Relaxed)
     }
 
     /// Whether the deadline of the current caller has passed.
@@ -75,8 +85,10 @@ impl Limit {
     }
 
     fn has_passed(&self) -> bool {
-        let deadline = self.deadline.load(Ordering::Relaxed);
-        self.end.load(Ordering::Relaxed) != NEVER || self.has_passed_at(deadline)
+        if self.paused.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.end.load(Ordering::Relaxed) || self.has_passed_at(self.deadline.load(Ordering::Relaxed))
     }
 
     /// Reads the clock only where there is a limit.

@@ -14,7 +14,7 @@ use tracing::{Level, Span};
 use crate::command::Work;
 use crate::config::Durability;
 use crate::error::{NotStarted, Unknown, WriteError};
-use crate::inbox::Admission;
+use crate::queue::Admission;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::message::{Claim, Committed, Envelope, Pending, Reply};
@@ -156,6 +156,7 @@ impl<'db, W: Work, M> Write<'db, W, M> {
         let (job, reply) = Pending::channel(self.work);
         let envelope = Envelope {
             job,
+            kind: W::KIND,
             label,
             lane,
             durability,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Gate, HANG, TestDb, add, committed, insert, soon};
 use rusqlite::ffi;
-use solewriter::{Cause, Drain, Lane, NotStarted, OnDrop, Outcome, Retry, RolledBack, Unknown, WriteError};
+use solewriter::{Cause, Drain, Lane, NotStarted, OnDrop, Outcome, Phase, Retry, RolledBack, Unknown, WriteError};
 
 fn cause(code: i32) -> Cause {
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into()
@@ -18,32 +18,43 @@ fn cause(code: i32) -> Cause {
 fn each_error_says_its_outcome_whether_to_retry_and_sqlites_code() {
     use NotStarted as N;
     let (bytes, bytes_max, waited) = (2, 1, Duration::from_secs(1));
-    let not_started: [(N, Retry, Option<i32>); 8] = [
+    let not_started: [(N, Retry, Option<i32>); 12] = [
         (N::QueueFull { lane: Lane::Bulk }, Retry::Later, None),
         (N::TooLarge { bytes, bytes_max }, Retry::Never, None),
         (N::Closed, Retry::Never, None),
         (N::Reentrant, Retry::Never, None),
         (N::DeadlineExceeded { waited }, Retry::Later, None),
         (N::Busy(cause(ffi::SQLITE_BUSY)), Retry::Later, Some(ffi::SQLITE_BUSY)),
-        (N::Begin(cause(ffi::SQLITE_IOERR_READ)), Retry::Later, Some(ffi::SQLITE_IOERR_READ)),
+        (N::WaitedTooLong { waited, holder: Some(Phase::Commit) }, Retry::Later, None),
+        (N::DiskFull(cause(ffi::SQLITE_FULL)), Retry::Later, Some(ffi::SQLITE_FULL)),
+        (N::WalFull { wal_bytes: 1 << 30 }, Retry::Later, None),
+        (N::Unavailable(cause(ffi::SQLITE_IOERR_READ)), Retry::Later, Some(ffi::SQLITE_IOERR_READ)),
+        (N::Forked, Retry::Never, None),
         (N::Stopped(cause(ffi::SQLITE_IOERR_FSYNC)), Retry::Never, Some(ffi::SQLITE_IOERR_FSYNC)),
     ];
     for (reason, retry, code) in not_started {
         check(reason.into(), Outcome::NotStarted, retry, code);
     }
-    let lost = RolledBack::GroupLost(cause(ffi::SQLITE_FULL));
+    let lost = RolledBack::GroupLost(cause(ffi::SQLITE_ABORT_ROLLBACK));
+    let full = RolledBack::GroupLost(cause(ffi::SQLITE_FULL));
     let rolled_back = [
         (RolledBack::Panicked("boom".into()), Retry::Never, None),
         (RolledBack::ForeignKey, Retry::Never, None),
         (RolledBack::TransactionEnded, Retry::Never, None),
         (RolledBack::StatementLeftOpen, Retry::Never, None),
-        (lost, Retry::Now, Some(ffi::SQLITE_FULL)),
+        (RolledBack::DeadlineExceeded { ran: waited }, Retry::Later, None),
+        (RolledBack::Interrupted, Retry::Never, None),
+        (RolledBack::Environment(cause(ffi::SQLITE_NOMEM)), Retry::Later, Some(ffi::SQLITE_NOMEM)),
+        (lost, Retry::Now, Some(ffi::SQLITE_ABORT_ROLLBACK)),
+        (full, Retry::Later, Some(ffi::SQLITE_FULL)),
     ];
     for (reason, retry, code) in rolled_back {
         check(reason.into(), Outcome::RolledBack, retry, code);
     }
     let failed = Unknown::CommitFailed(cause(ffi::SQLITE_IOERR_FSYNC));
     check(failed.into(), Outcome::Unknown, Retry::AfterChecking, Some(ffi::SQLITE_IOERR_FSYNC));
+    let replaced = Unknown::FilesReplaced(cause(ffi::SQLITE_READONLY_DBMOVED));
+    check(replaced.into(), Outcome::Unknown, Retry::AfterChecking, Some(ffi::SQLITE_READONLY_DBMOVED));
     check(Unknown::WriterLost.into(), Outcome::Unknown, Retry::AfterChecking, None);
     let own = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CONSTRAINT_CHECK), None);
     let code = Some(ffi::SQLITE_CONSTRAINT_CHECK);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Cause, Outcome, Retry, sqlite_extended_code};
+use crate::failure::Failure;
 use crate::holder::Phase;
 use crate::lane::Lane;
 
@@ -77,8 +78,6 @@ pub enum NotStarted {
     Unavailable(Cause),
     /// This process is a fork of the one that opened the database; its threads exist only there.
     Forked,
-    /// The transaction could not be begun.
-    Begin(Cause),
     /// The service has stopped writing after a failure it can't see through; reads go on.
     Stopped(Cause),
 }
@@ -132,8 +131,7 @@ impl NotStarted {
             | Self::Busy(_)
             | Self::DiskFull(_)
             | Self::WalFull { .. }
-            | Self::Unavailable(_)
-            | Self::Begin(_) => Retry::Later,
+            | Self::Unavailable(_) => Retry::Later,
             Self::TooLarge { .. } | Self::Closed | Self::Reentrant | Self::Forked | Self::Stopped(_) => {
                 Retry::Never
             }
@@ -158,6 +156,9 @@ impl<E> WriteError<E> {
         match self {
             Self::NotStarted(reason) => reason.retry(),
             Self::RolledBack(RolledBack::DeadlineExceeded { .. } | RolledBack::Environment(_)) => {
+                Retry::Later
+            }
+            Self::RolledBack(RolledBack::GroupLost(cause)) if Failure::of(cause.as_sqlite()).is_environmental() => {
                 Retry::Later
             }
             Self::RolledBack(RolledBack::GroupLost(_)) => Retry::Now,
@@ -206,7 +207,6 @@ impl<E: StdError + 'static> StdError for WriteError<E> {
                 NotStarted::Busy(cause)
                 | NotStarted::DiskFull(cause)
                 | NotStarted::Unavailable(cause)
-                | NotStarted::Begin(cause)
                 | NotStarted::Stopped(cause),
             )
             | Self::RolledBack(RolledBack::GroupLost(cause) | RolledBack::Environment(cause))
@@ -243,7 +243,6 @@ impl fmt::Display for NotStarted {
             Self::Unavailable(_) => f.write_str("the database can't be written at the moment; retry later"),
             Self::Forked => f.write_str("this process is a fork; open the database in it after the fork"),
             Self::Busy(_) => f.write_str("another process holds the write lock; retry later"),
-            Self::Begin(_) => f.write_str("the transaction could not be begun; retry later"),
             Self::Stopped(_) => f.write_str("the service has stopped writing; find the cause, then reopen"),
         }
     }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::ffi;
-
 use crate::error::{RolledBack, WriteError};
+use crate::rules::Guard;
 use crate::transaction::{Fault, WriteTransaction};
 
 /// An entry and its place in the stream.
@@ -98,10 +97,10 @@ where
             end = position;
             break;
         }
-        let outcome = match tx.isolate(|tx| apply(tx, &entry.item)) {
+        let outcome = match tx.run(Guard::Savepoint, |tx| apply(tx, &entry.item)) {
             Ok(value) => Ok(value),
-            Err(Fault { error, transaction_lost })
-                if transaction_lost || is_environmental(&error) || matches!(extent, Extent::AllOrNothing) =>
+            Err(Fault { error, loss })
+                if loss.is_some() || is_environmental(&error) || matches!(extent, Extent::AllOrNothing) =>
             {
                 return Err(Culprit { position, error });
             }
@@ -115,19 +114,14 @@ where
 /// Whether the environment failed and not the entry, so that the same entry may succeed later.
 ///
 /// SQLite need not end the transaction for it: a full disk may cost one statement only.
-pub(super) fn is_environmental<E: std::error::Error + 'static>(error: &WriteError<E>) -> bool {
-    if let WriteError::RolledBack(RolledBack::GroupLost(_)) = error {
-        return true;
-    }
-    let primary = error.sqlite_extended_code().map(|code| code & 0xff);
+pub(super) fn is_environmental<E>(error: &WriteError<E>) -> bool {
     matches!(
-        primary,
-        Some(
-            ffi::SQLITE_FULL
-                | ffi::SQLITE_IOERR
-                | ffi::SQLITE_NOMEM
-                | ffi::SQLITE_BUSY
-                | ffi::SQLITE_INTERRUPT
+        error,
+        WriteError::RolledBack(
+            RolledBack::GroupLost(_)
+                | RolledBack::Environment(_)
+                | RolledBack::Interrupted
+                | RolledBack::DeadlineExceeded { .. }
         )
     )
 }

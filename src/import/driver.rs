@@ -246,8 +246,11 @@ where
                     WriteError::NotStarted(
                         NotStarted::QueueFull { .. }
                         | NotStarted::DeadlineExceeded { .. }
+                        | NotStarted::WaitedTooLong { .. }
                         | NotStarted::Busy(_)
-                        | NotStarted::Begin(_),
+                        | NotStarted::DiskFull(_)
+                        | NotStarted::WalFull { .. }
+                        | NotStarted::Unavailable(_),
                     )
                     | WriteError::RolledBack(_) => self.retry(error).await,
                     // Closed, stopped, too large: no better next time. Unknown: a retry could import twice.

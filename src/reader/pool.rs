@@ -17,7 +17,8 @@ use crate::connection::{self, Location, Role};
 use crate::error::{OpenErrorReason, ReadError};
 use crate::stats::{DurationHistogram, Stats};
 use crate::sync::{block_on, block_on_until, lock};
-use crate::transaction::{ReadTransaction, UserCode, panic_message, read_transaction};
+use crate::transaction::{ReadTransaction, panic_message, read_transaction};
+use crate::user_code::UserCode;
 
 pub(crate) struct ReaderPool {
     location: Location,
@@ -168,6 +169,8 @@ impl ReaderPool {
         }
     }
 
+    pub(crate) fn pins(&self) -> std::sync::Arc<super::Pins> { Default::default() }
+    pub(crate) fn suspend(&self, _limit: Instant) -> Option<()> { None }
     pub(crate) fn summarize(&self, stats: &mut Stats) {
         stats.reads = self.reads.load(Ordering::Relaxed);
         stats.read_wait = lock(&self.wait).summary();

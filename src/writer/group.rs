@@ -1,178 +1,286 @@
 //! One group: BEGIN, the commands, COMMIT, the answers.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use rusqlite::{ErrorCode, ffi};
-
-use super::{Session, Writer};
-use crate::config::Durability;
-use crate::connection;
-use crate::error::{Cause, NotStarted, Outcome, RolledBack, Unknown};
+use super::labels::Labels;
+use super::store::Store;
+use super::{SessionEnd, Writer};
+use crate::config::{Config, Durability};
+use crate::error::{NotStarted, Outcome, RolledBack};
 use crate::holder::Phase;
-use crate::label::Label;
 use crate::lane::{Lane, PerLane};
-use crate::message::{Envelope, Fate, Job, Step, Timing};
+use crate::message::{Envelope, Fate, Kind, Step, Timing};
+use crate::rules::{Attempt, Guard};
 use crate::sync::lock;
 
 /// The commands that one COMMIT makes durable.
-struct Group {
-    begun: Instant,
-    durability: Durability,
-    members: Vec<Member>,
+pub(super) struct Group {
+    pub(super) attempt: Attempt,
+    pub(super) begun: Instant,
+    /// The end of the last command: what follows begins then.
+    now: Instant,
+    pub(super) durability: Durability,
+    pub(super) members: Vec<Member>,
+    /// Those still to run again.
+    pub(super) rest: VecDeque<Member>,
     /// Whether somebody waits for the COMMIT.
     is_interactive: bool,
+    /// Whether a command in it can't run again, so that nobody may cost the group its transaction.
+    has_once: bool,
+    /// Whether its only command may run into its deadline, and would take neighbours with it.
+    is_solo: bool,
+    /// Time that its lane has not been charged for.
+    spent: Option<(Lane, Duration)>,
 }
 
-/// A command that has run.
-struct Member {
-    job: Box<dyn Job>,
-    label: Label,
-    lane: Lane,
-    step: Step,
+/// A command of a group.
+pub(super) struct Member {
+    pub(super) envelope: Envelope,
+    pub(super) step: Step,
+    /// From submission to its first start.
     wait: Duration,
     run: Duration,
 }
 
+/// Commands that have run, and run again together or alone.
+pub(super) struct Round {
+    pub(super) attempt: Attempt,
+    pub(super) members: VecDeque<Member>,
+}
+
+impl Round {
+    pub(super) fn into_members(self) -> impl Iterator<Item = Member> {
+        self.members.into_iter()
+    }
+}
+
+impl Member {
+    fn new(envelope: Envelope, now: Instant) -> Self {
+        let wait = now.saturating_duration_since(envelope.submitted);
+        Self { envelope, step: Step::Undone, wait, run: Duration::ZERO }
+    }
+
+    pub(super) fn can_run_again(&self) -> bool {
+        self.envelope.kind == Kind::Rerunnable
+    }
+}
+
 impl Group {
-    fn begin(durability: Durability) -> Self {
-        Self { begun: Instant::now(), durability, members: Vec::new(), is_interactive: false }
+    fn begin(attempt: Attempt, durability: Durability, rest: VecDeque<Member>) -> Self {
+        let now = Instant::now();
+        Self {
+            attempt,
+            begun: now,
+            now,
+            durability,
+            members: Vec::new(),
+            rest,
+            is_interactive: false,
+            has_once: false,
+            is_solo: false,
+            spent: None,
+        }
+    }
+
+    /// Whether a command that waits may join.
+    fn admits(&self, next: &Envelope, labels: &Labels, config: &Config) -> bool {
+        if next.durability > self.durability || next.kind == Kind::Maintenance {
+            return false;
+        }
+        if self.members.is_empty() {
+            return true;
+        }
+        let hold_max = if self.is_interactive || next.lane == Lane::Interactive {
+            config.group_hold_max
+        } else {
+            config.bulk_hold_target
+        };
+        let expected = labels.expect(&next.label);
+        !self.is_solo
+            && self.members.len() < config.group_commands_max
+            && self.now - self.begun + expected.unwrap_or_default() < hold_max
+            && !is_solo(next, expected, self.now, config)
+    }
+
+    /// How the next command is kept from harming the others.
+    fn guard(&self, member: &Member, labels: &Labels) -> Guard {
+        let is_bare = self.attempt == Attempt::First
+            && member.can_run_again()
+            && !self.has_once
+            && !labels.keeps_savepoint(&member.envelope.label);
+        if is_bare { Guard::Bare } else { Guard::Savepoint }
     }
 
     fn size(&self) -> PerLane<u64> {
         let mut size = PerLane::<u64>::default();
         for member in &self.members {
-            size[member.lane] += 1;
+            size[member.envelope.lane] += 1;
         }
         size
     }
 }
 
+/// Whether a command may be interrupted by its deadline, which takes the whole transaction with it: it has
+/// little time left, and may need much of it for all that is known.
+fn is_solo(next: &Envelope, expected: Option<Duration>, now: Instant, config: &Config) -> bool {
+    next.deadline.is_some_and(|deadline| {
+        let left = deadline.saturating_duration_since(now);
+        left < config.group_hold_max * 2 && expected.is_none_or(|expected| expected * 4 > left)
+    })
+}
+
 impl Writer {
-    /// Runs one group of what waits. Breaks if the connection must be replaced.
-    pub(super) fn run_group(&mut self, session: &mut Session<'_>) -> ControlFlow<()> {
-        let Some(first) = self.next_command(None) else { return ControlFlow::Continue(()) };
-        self.board.hold(Phase::Begin);
-        self.housekeeping.watch();
-        let group = Group::begin(first.durability);
-        match self.begin(session, group.durability) {
-            Ok(()) => self.run_commands(session, group, first),
-            Err(error) => {
-                self.board.let_go();
-                self.fail_begin(first, error);
-                ControlFlow::Continue(())
+    /// Runs the next group: of what must run again, or of what waits.
+    pub(super) fn run_next(&mut self, store: &mut impl Store) -> ControlFlow<SessionEnd> {
+        let (attempt, durability) = match self.rounds.front() {
+            Some(round) => (round.attempt, round.durability()),
+            None => {
+                let labels = &self.labels;
+                let head = self.queue.look(|lanes| {
+                    let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
+                    let lane = lanes.next(false, expected)?;
+                    lanes.head(lane).map(|next| (lane, next.kind, next.durability))
+                });
+                match head {
+                    // Withdrawn meanwhile.
+                    None => return ControlFlow::Continue(()),
+                    Some((lane, Kind::Maintenance, _)) => return self.run_maintenance(store, lane),
+                    Some((_, _, durability)) => (Attempt::First, durability),
+                }
             }
+        };
+        let began = Instant::now();
+        self.board.hold(Phase::Begin, began);
+        self.housekeeping.watch();
+        // Before any command is taken: while the lock can't be had, their callers may take them back.
+        if let Err(error) = store.begin(durability) {
+            return self.begin_failed(error);
+        }
+        self.blocked = None;
+        if store.saw_foreign_commit() {
+            lock(&self.board.stats).foreign_commits += 1;
+            self.see_foreign_writer();
+        }
+        let rest = match attempt {
+            Attempt::First => VecDeque::new(),
+            Attempt::Guarded | Attempt::Alone => {
+                self.rounds.pop_front().map(|round| round.members).unwrap_or_default()
+            }
+        };
+        self.run_group(store, Group::begin(attempt, durability, rest))
+    }
+
+    fn run_group(&mut self, store: &mut impl Store, mut group: Group) -> ControlFlow<SessionEnd> {
+        while let Some(mut member) = self.next_member(&mut group) {
+            self.run_member(store, &mut group, &mut member);
+            if let Step::Lost(loss) = member.step {
+                return self.lose(store, group, member, loss);
+            }
+            group.members.push(member);
+        }
+        if group.members.is_empty() {
+            // Those that waited when the group began have been taken back, or are too late.
+            let fit = store.roll_back();
+            self.board.let_go();
+            return if fit { ControlFlow::Continue(()) } else { ControlFlow::Break(SessionEnd::Replace) };
+        }
+        self.commit(store, group)
+    }
+
+    fn next_member(&mut self, group: &mut Group) -> Option<Member> {
+        match group.attempt {
+            Attempt::First => self.next_command(group).map(|envelope| Member::new(envelope, group.now)),
+            Attempt::Guarded | Attempt::Alone => loop {
+                let member = group.rest.pop_front()?;
+                if !member.envelope.is_expired(group.now) {
+                    return Some(member);
+                }
+                let ran = RolledBack::DeadlineExceeded { ran: member.run };
+                lock(&self.board.stats).commands.count(Outcome::RolledBack);
+                member.envelope.answer(Fate::RolledBack(ran));
+            },
         }
     }
 
     /// Takes the next command that may join `group` and can still run.
-    fn next_command(&mut self, group: Option<&Group>) -> Option<Envelope> {
+    fn next_command(&mut self, group: &mut Group) -> Option<Envelope> {
         loop {
-            let is_interactive = group.is_some_and(|group| group.is_interactive);
-            let expected = |envelope: &Envelope| self.forecast.expect(&envelope.label);
-            let lane = self.lanes.next(is_interactive, expected)?;
-            if let (Some(group), Some(head)) = (group, self.lanes.head(lane))
-                && !self.may_join(group, head)
-            {
-                return None;
-            }
-            let envelope = self.lanes.pop(lane)?;
-            self.inbox.release(lane, envelope.bytes);
-            if envelope.claim.as_ref().is_some_and(|claim| !claim.start()) {
+            let (labels, config) = (&self.labels, &self.config);
+            let spent = group.spent.take();
+            let envelope = self.queue.next(|lanes| {
+                let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
+                if let Some((lane, spent)) = spent {
+                    lanes.spend(lane, spent, group.is_interactive, expected);
+                }
+                let lane = lanes.next(group.is_interactive, expected)?;
+                lanes.head(lane).is_some_and(|next| group.admits(next, labels, config)).then_some(lane)
+            })?;
+            if !envelope.start() {
                 // The caller has taken it back and knows.
                 self.board.count_withdrawn();
-            } else if envelope.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            } else if envelope.is_expired(group.now) {
                 let waited = envelope.submitted.elapsed();
-                let fate = Fate::NotStarted(NotStarted::DeadlineExceeded { waited });
-                self.answer(envelope, fate, Outcome::NotStarted);
+                lock(&self.board.stats).commands.count(Outcome::NotStarted);
+                envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
             } else {
                 return Some(envelope);
             }
         }
     }
 
-    /// Whether a group that has a command already has room, time and durability for another.
-    fn may_join(&self, group: &Group, next: &Envelope) -> bool {
-        let hold_max = if group.is_interactive || next.lane == Lane::Interactive {
-            self.config.group_hold_max
-        } else {
-            self.config.bulk_hold_target
-        };
-        group.members.len() < self.config.group_commands_max
-            && next.durability <= group.durability
-            && group.begun.elapsed() + self.forecast.expect(&next.label) < hold_max
-    }
-
-    fn begin(&self, session: &mut Session<'_>, durability: Durability) -> rusqlite::Result<()> {
-        if session.durability != durability {
-            connection::set_durability(session.connection, durability)?;
-            session.durability = durability;
-        }
-        session.control.begin()
-    }
-
-    /// Answers what has waited for the lock in vain: `first`, and all that waited with it.
-    fn fail_begin(&mut self, first: Envelope, error: rusqlite::Error) {
-        let busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
-        let cause = Cause::from(error);
-        let reason = || if busy { NotStarted::Busy(cause.clone()) } else { NotStarted::Begin(cause.clone()) };
-        self.answer(first, Fate::NotStarted(reason()), Outcome::NotStarted);
-        self.refuse_all(reason);
-    }
-
-    fn run_commands(&mut self, session: &Session<'_>, mut group: Group, first: Envelope) -> ControlFlow<()> {
-        let mut next = Some(first);
-        while let Some(envelope) = next {
-            let member = self.run_command(session, &mut group, envelope);
-            if member.step == Step::TransactionLost {
-                return self.lose(session, group, member);
-            }
-            group.members.push(member);
-            // Interactive commands that have just arrived go before what waits.
-            self.take_in();
-            next = self.next_command(Some(&group));
-        }
-        self.commit(session, group)
-    }
-
-    fn run_command(&mut self, session: &Session<'_>, group: &mut Group, envelope: Envelope) -> Member {
-        let Envelope { mut job, label, lane, submitted, span, .. } = envelope;
-        let started = Instant::now();
+    fn run_member(&mut self, store: &mut impl Store, group: &mut Group, member: &mut Member) {
+        let guard = group.guard(member, &self.labels);
+        let Envelope { label, lane, kind, .. } = &member.envelope;
+        let (label, lane) = (label.clone(), *lane);
         group.is_interactive |= lane == Lane::Interactive;
-        self.board.hold(Phase::Command { label: label.clone(), lane });
-        let step = span.in_scope(|| job.run(&mut session.control.transaction()));
-        let run = started.elapsed();
-        self.forecast.learn(&label, run);
-        self.spend(lane, run, group);
-        Member { job, label, lane, step, wait: started - submitted, run }
+        group.has_once |= *kind == Kind::Once;
+        group.is_solo |= group.members.is_empty()
+            && is_solo(&member.envelope, self.labels.expect(&label), group.now, &self.config);
+        self.board.hold(Phase::Command { label: label.clone(), lane }, group.now);
+        member.step = store.run(&mut member.envelope, guard, group.now);
+        let now = Instant::now();
+        member.run = now - group.now;
+        group.now = now;
+        group.spent = Some((lane, member.run));
+        self.labels.learn(&label, member.run, member.step != Step::Done);
     }
 
-    fn spend(&mut self, lane: Lane, spent: Duration, group: &Group) {
-        let expected = |envelope: &Envelope| self.forecast.expect(&envelope.label);
-        self.lanes.spend(lane, spent, group.is_interactive, expected);
-    }
-
-    fn commit(&mut self, session: &Session<'_>, group: Group) -> ControlFlow<()> {
-        self.board.hold(Phase::Commit);
-        let started = Instant::now();
-        let result = session.control.commit();
-        let (commit, hold) = (started.elapsed(), group.begun.elapsed());
+    fn commit(&mut self, store: &mut impl Store, group: Group) -> ControlFlow<SessionEnd> {
+        let started = group.now;
+        self.board.hold(Phase::Commit, started);
+        if let Err(error) = store.commit() {
+            return self.commit_failed(store, group, error);
+        }
+        if let Err(cause) = store.check_files() {
+            return self.files_were_replaced(group, cause);
+        }
+        let ended = Instant::now();
+        let (commit, hold) = (ended - started, ended - group.begun);
         // Before the answers: who has its answer must not find itself the holder.
         self.board.let_go();
-        let lane = if group.is_interactive { Lane::Interactive } else { Lane::Bulk };
-        self.spend(lane, commit, &group);
-        match result {
-            Ok(()) => {
-                self.record_commit(&group, commit, hold);
-                let token = self.board.committed();
-                for member in group.members {
-                    answer(member.job, Fate::Committed(token, Timing { wait: member.wait, hold }));
-                }
-                ControlFlow::Continue(())
-            }
-            Err(error) => self.fail_commit(session, group, error),
+        self.unsynced_groups = group.durability == Durability::Normal;
+        self.breaker.succeeded();
+        self.charge(&group, commit);
+        self.record_commit(&group, commit, hold);
+        let token = self.board.committed();
+        for member in group.members {
+            member.envelope.answer(Fate::Committed(token, Timing { wait: member.wait, hold }));
         }
+        ControlFlow::Continue(())
+    }
+
+    /// Charges the lanes for the last command and for the COMMIT.
+    fn charge(&mut self, group: &Group, commit: Duration) {
+        let labels = &self.labels;
+        let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
+        let lane = if group.is_interactive { Lane::Interactive } else { Lane::Bulk };
+        self.queue.look(|lanes| {
+            for (lane, spent) in group.spent.into_iter().chain([(lane, commit)]) {
+                lanes.spend(lane, spent, group.is_interactive, expected);
+            }
+        });
     }
 
     fn record_commit(&self, group: &Group, commit: Duration, hold: Duration) {
@@ -184,8 +292,9 @@ impl Writer {
         );
         let mut stats = lock(&self.board.stats);
         for member in &group.members {
-            stats.wait[member.lane].record(member.wait);
-            stats.run[member.lane].record(member.run);
+            let lane = member.envelope.lane;
+            stats.wait[lane].record(member.wait);
+            stats.run[lane].record(member.run);
             if member.step == Step::Done {
                 stats.commands.committed += 1;
             } else {
@@ -198,76 +307,48 @@ impl Writer {
         stats.groups_committed += 1;
     }
 
-    /// A command took the transaction with it: it gets its own error, the others may be sent again.
-    fn lose(&mut self, session: &Session<'_>, group: Group, culprit: Member) -> ControlFlow<()> {
-        lock(&self.board.stats).commands.failed += 1;
-        let cause = Cause::from(rusqlite::Error::SqliteFailure(
-            ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK),
-            Some(format!("command {} ended the transaction", culprit.label)),
-        ));
-        let flow = self.roll_back(session);
-        answer(culprit.job, Fate::Culprit);
-        self.answer_members(group, Outcome::RolledBack, || {
-            Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
-        });
-        flow
-    }
-
-    /// COMMIT failed: either the transaction is still open and can be rolled back, or nobody knows.
-    fn fail_commit(
-        &mut self,
-        session: &Session<'_>,
-        group: Group,
-        error: rusqlite::Error,
-    ) -> ControlFlow<()> {
-        let certain = !session.connection.is_autocommit() || is_commit_veto(&error);
-        let cause = Cause::from(error);
-        let flow = self.roll_back(session);
-        if certain {
-            self.answer_members(group, Outcome::RolledBack, || {
-                Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
-            });
-            return flow;
+    /// Runs what must be outside of any transaction, and gives up its connection afterwards: nobody knows what
+    /// it has set or attached.
+    fn run_maintenance(&mut self, store: &mut impl Store, lane: Lane) -> ControlFlow<SessionEnd> {
+        let Some(envelope) = self.queue.next(|_| Some(lane)) else { return ControlFlow::Continue(()) };
+        let now = Instant::now();
+        if !envelope.start() {
+            self.board.count_withdrawn();
+            return ControlFlow::Continue(());
         }
-        // After a failed write or sync of the WAL the rows are invisible, and can be back after a crash.
-        self.board.stop(cause.clone());
-        self.answer_members(group, Outcome::Unknown, || Fate::Unknown(Unknown::CommitFailed(cause.clone())));
-        ControlFlow::Continue(())
-    }
-
-    /// Leaves no transaction behind. Breaks if the connection is not fit for another.
-    fn roll_back(&self, session: &Session<'_>) -> ControlFlow<()> {
-        let rolled_back = session.control.roll_back();
+        if envelope.is_expired(now) {
+            let waited = envelope.submitted.elapsed();
+            lock(&self.board.stats).commands.count(Outcome::NotStarted);
+            envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
+            return ControlFlow::Continue(());
+        }
+        let mut member = Member::new(envelope, now);
+        let label = member.envelope.label.clone();
+        self.board.hold(Phase::Command { label, lane }, now);
+        self.housekeeping.watch();
+        member.step = store.run(&mut member.envelope, Guard::Bare, now);
         self.board.let_go();
-        if let Err(error) = &rolled_back {
-            tracing::error!(%error, "ROLLBACK failed");
-        }
-        if rolled_back.is_err() || session.connection.is_busy() {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn answer_members(&self, group: Group, outcome: Outcome, fate: impl Fn() -> Fate) {
+        let hold = now.elapsed();
+        let succeeded = member.step == Step::Done;
         {
             let mut stats = lock(&self.board.stats);
-            stats.groups_lost += 1;
-            group.members.iter().for_each(|_| stats.commands.count(outcome));
+            stats.wait[lane].record(member.wait);
+            stats.run[lane].record(hold);
+            if succeeded { stats.commands.committed += 1 } else { stats.commands.failed += 1 };
         }
-        for member in group.members {
-            answer(member.job, fate());
-        }
+        let labels = &self.labels;
+        self.queue.look(|lanes| {
+            lanes.spend(lane, hold, false, |next| labels.expect(&next.label).unwrap_or_default());
+        });
+        member.envelope.answer(Fate::Committed(self.board.last_commit(), Timing { wait: member.wait, hold }));
+        ControlFlow::Break(SessionEnd::Replace)
     }
 }
 
-/// Whether our own commit hook refused the commit, which leaves nothing behind.
-fn is_commit_veto(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_CONSTRAINT_COMMITHOOK)
-}
-
-/// Answers one caller. What the caller's types do when they are dropped must not end the writer.
-pub(super) fn answer(job: Box<dyn Job>, fate: Fate) {
-    if catch_unwind(AssertUnwindSafe(|| job.answer(fate))).is_err() {
-        tracing::error!("dropping the answer of a command panicked");
+impl Round {
+    /// The most that one of its commands asks for.
+    fn durability(&self) -> Durability {
+        let durabilities = self.members.iter().map(|member| member.envelope.durability);
+        durabilities.max().unwrap_or_default()
     }
 }

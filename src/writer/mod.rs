@@ -1,46 +1,63 @@
 //! The writer: one thread, one connection, one loop. Synchronous; it needs no runtime.
+//!
+//! `mod` is the loop, `group` runs one group, `recovery` does what the [rules](crate::rules) say after a
+//! failure, `store` talks to SQLite, `wal` keeps the WAL small; `breaker` and `labels` are pure.
 
-mod forecast;
+mod breaker;
 mod group;
-mod lanes;
+mod labels;
+mod recovery;
+mod store;
+mod wal;
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ffi};
 
 use crate::board::Board;
-use crate::config::{Config, Durability};
+use crate::config::Config;
 use crate::connection::{self, CheckpointMode, Location, Role};
-use crate::error::{NotStarted, OpenErrorReason, Outcome};
-use crate::holder::Phase;
+use crate::error::{Cause, NotStarted, OpenErrorReason, Outcome, RolledBack};
 use crate::housekeeper::Housekeeping;
-use crate::inbox::{Inbox, Message};
 use crate::message::{Envelope, Fate};
+use crate::queue::{Found, Queue};
+use crate::reader::Pins;
+use crate::rules::Look;
 use crate::sync::{after, lock};
-use crate::transaction::{TransactionControl, UserCode, panic_message};
+use crate::transaction::panic_message;
+use crate::user_code::UserCode;
+use crate::watchdog::Watchdog;
 
-use forecast::Forecast;
-use lanes::Lanes;
-
-/// How long the writer waits for readers to leave the WAL when it begins it anew.
-const RESTART_WAIT: Duration = Duration::from_millis(20);
-
-/// The same once the WAL has reached its target.
-const RESTART_WAIT_AT_TARGET: Duration = Duration::from_millis(100);
+use breaker::Breaker;
+use group::Round;
+use labels::Labels;
+use recovery::Blocked;
+use store::{Session, Store};
 
 /// Everything of the writer that outlives a connection.
 pub(crate) struct Writer {
-    inbox: Inbox,
-    lanes: Lanes<Envelope>,
-    forecast: Forecast,
+    queue: Arc<Queue>,
+    labels: Labels,
     board: Arc<Board>,
     housekeeping: Arc<Housekeeping>,
+    pins: Arc<Pins>,
     config: Config,
-    location: Location,
+    /// Commands that have run and whose group was lost: they run again before anything else.
+    rounds: VecDeque<Round>,
+    /// What must be looked at before anything is written, and why.
+    look: Option<(Look, Cause)>,
+    breaker: Breaker,
+    /// The connection is in doubt and could not be replaced yet.
+    is_unfit: bool,
+    /// Somebody else is in the way.
+    blocked: Option<Blocked>,
+    foreign: ForeignWriter,
+    /// Groups have been committed since the WAL was last synced.
+    unsynced_groups: bool,
     /// Set when the service closes: what is not finished by then is answered as not started.
     drain_until: Option<Instant>,
     not_reached: u64,
@@ -48,10 +65,24 @@ pub(crate) struct Writer {
     wal_pages_seen: u64,
 }
 
+/// What is known of another program that writes.
+struct ForeignWriter {
+    seen: Option<Instant>,
+    /// When the write lock was last free for as long as it takes to be met by SQLite's polling.
+    gap: Instant,
+}
+
+/// A foreign writer that has not been seen for so long is taken to have gone.
+const FOREIGN_MEMORY: Duration = Duration::from_secs(60);
+
+/// How long to wait before a connection that could not be opened is tried again.
+const UNFIT_PAUSE: Duration = Duration::from_millis(10);
+
 /// A write connection and what guards it.
 pub(crate) struct WriteConnection {
     connection: Connection,
     user_code: UserCode,
+    watchdog: Watchdog,
 }
 
 impl WriteConnection {
@@ -60,61 +91,114 @@ impl WriteConnection {
         connection::watch_wal(&connection);
         board.wal.set_page_bytes(connection::page_bytes(&connection)?);
         let user_code = UserCode::guard(&connection)?;
-        board.set_interrupt(connection.get_interrupt_handle());
-        Ok(Self { connection, user_code })
+        let watchdog = Watchdog::watch(&connection)?;
+        board.set_watchdog(watchdog.clone());
+        Ok(Self { connection, user_code, watchdog })
+    }
+
+    /// Whether the files are still those that this connection has opened.
+    fn check_files(&self) -> Result<(), Cause> {
+        Ok(())
+    }
+
+    /// Empties the WAL and closes. Returns the pages that are left in it.
+    pub(crate) fn close(self, board: &Board, wait: Duration) -> rusqlite::Result<u64> {
+        let done = connection::checkpoint(&self.connection, CheckpointMode::Truncate, wait);
+        match &done {
+            Ok(done) => board.wal.set_pages(if done.blocked { done.wal_pages } else { 0 }),
+            // The close must not try once more.
+            Err(_) => connection::leave_wal_alone(&self.connection),
+        }
+        connection::close(self.connection);
+        done.map(|_| board.wal.pages())
+    }
+
+    /// Closes and leaves the WAL for the next open to recover: frames whose sync may have failed must not reach
+    /// the database file.
+    pub(crate) fn close_as_it_is(self) {
+        connection::leave_wal_alone(&self.connection);
+        connection::close(self.connection);
+    }
+
+    /// How much of the WAL has been copied, by whomever, as the shared wal-index says.
+    pub(crate) fn wal_pages_copied(&self) -> rusqlite::Result<u64> {
+        let backlog = connection::checkpoint(&self.connection, CheckpointMode::Noop, Duration::ZERO)?;
+        Ok(backlog.copied_pages)
+    }
+
+    /// Copies what can be copied and syncs the database file.
+    pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
+        connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO)?;
+        crate::sqlite_ffi::sync_database_file(&self.connection)
     }
 }
 
 /// Why a session with a connection ended.
+#[derive(Debug, PartialEq, Eq)]
 enum SessionEnd {
     /// The service is closing and everything is answered.
     Drained,
     /// The connection is in doubt: go on with another.
     Replace,
+    /// The wal-index is in doubt: close every connection, then go on.
+    Reopen,
     /// Writing has stopped for good.
     Stopped,
 }
 
-/// One connection at work.
-struct Session<'c> {
-    connection: &'c Connection,
-    control: TransactionControl<'c>,
-    /// What `synchronous` is set to.
-    durability: Durability,
+/// Why the writer no longer serves.
+pub(crate) enum Served {
+    /// The service is closing and everything is answered.
+    Drained(Option<WriteConnection>),
+    /// Every connection of the service must be closed, without a checkpoint, and opened anew.
+    Reopen(WriteConnection),
 }
 
 impl Writer {
     pub(crate) fn new(
-        inbox: Inbox,
+        queue: Arc<Queue>,
         board: Arc<Board>,
         housekeeping: Arc<Housekeeping>,
+        pins: Arc<Pins>,
         config: Config,
-        location: Location,
     ) -> Self {
         Self {
-            inbox,
-            lanes: Lanes::new(&config),
-            forecast: Forecast::default(),
+            queue,
+            labels: Labels::default(),
             board,
             housekeeping,
-            config,
-            location,
+            pins,
+            rounds: VecDeque::new(),
+            look: None,
+            is_unfit: false,
+            breaker: Breaker::new(&config),
+            blocked: None,
+            foreign: ForeignWriter { seen: None, gap: Instant::now() },
+            unsynced_groups: false,
             drain_until: None,
             not_reached: 0,
             wal_pages_seen: 0,
+            config,
         }
     }
 
-    /// Serves until the service closes; returns the connection for the last checkpoint.
-    pub(crate) fn run(&mut self, mut writer: WriteConnection) -> WriteConnection {
-        loop {
-            match catch_unwind(AssertUnwindSafe(|| self.serve(&writer))) {
-                Ok(Ok(SessionEnd::Drained)) => return writer,
-                Ok(Ok(SessionEnd::Replace)) => writer = self.replace(writer),
+    /// Serves until the service closes, or every connection must be opened anew. Without a connection writing
+    /// has stopped.
+    pub(crate) fn run(&mut self, mut writer: Option<WriteConnection>, location: &Location) -> Served {
+        while let Some(connection) = &writer {
+            match catch_unwind(AssertUnwindSafe(|| self.serve_with(connection))) {
+                Ok(Ok(SessionEnd::Drained)) => return Served::Drained(writer),
+                Ok(Ok(SessionEnd::Replace)) => writer = writer.map(|old| self.replace(old, location)),
+                Ok(Ok(SessionEnd::Reopen)) => match writer {
+                    Some(writer) => return Served::Reopen(writer),
+                    None => break,
+                },
                 Ok(Ok(SessionEnd::Stopped)) => break,
+                // Not even the service's own statements could be prepared.
                 Ok(Err(error)) => {
-                    self.board.stop(error.into());
-                    break;
+                    self.is_unfit = true;
+                    self.note_failure(error.into());
+                    writer = writer.map(|old| self.replace(old, location));
                 }
                 // A bug of ours. The commands of its group are answered as unknown when they are dropped.
                 Err(panic) => {
@@ -125,113 +209,154 @@ impl Writer {
                 }
             }
         }
-        while self.wait().is_continue() {
-            self.refuse_if_stopped();
-        }
-        writer
+        self.refuse_until_drained();
+        Served::Drained(writer)
     }
 
     /// Opens a new connection, then closes the old one: the last close would delete the WAL.
-    fn replace(&self, old: WriteConnection) -> WriteConnection {
-        match WriteConnection::open(&self.location, &self.config, &self.board) {
+    fn replace(&mut self, old: WriteConnection, location: &Location) -> WriteConnection {
+        match WriteConnection::open(location, &self.config, &self.board) {
             Ok(new) => {
                 tracing::warn!("the write connection was replaced");
+                lock(&self.board.stats).connections_replaced += 1;
                 connection::close(old.connection);
+                self.is_unfit = false;
                 new
             }
+            // It will be tried again, and nothing is written before.
             Err(reason) => {
-                self.board.stop(reason.into());
+                self.is_unfit = true;
+                self.note_failure(reason.into());
                 old
             }
         }
     }
 
-    fn serve(&mut self, writer: &WriteConnection) -> rusqlite::Result<SessionEnd> {
-        let mut session = Session {
-            connection: &writer.connection,
-            control: TransactionControl::prepare(&writer.connection, &writer.user_code)?,
-            durability: self.config.durability,
-        };
-        while self.wait().is_continue() {
-            if self.refuse_if_stopped() {
-                return Ok(SessionEnd::Stopped);
-            }
-            if self.drain_until.is_some_and(|limit| Instant::now() >= limit) {
-                self.not_reached += self.refuse_all(|| NotStarted::Closed);
-                continue;
-            }
-            if self.run_group(&mut session).is_break() {
-                return Ok(SessionEnd::Replace);
-            }
-            self.tend_wal(session.connection);
-        }
-        Ok(SessionEnd::Drained)
+    fn serve_with(&mut self, writer: &WriteConnection) -> rusqlite::Result<SessionEnd> {
+        let config = self.config.clone();
+        Ok(self.serve(&mut Session::begin(writer, &config)?))
     }
 
-    /// Once writing has stopped, it stays stopped until the database is opened anew.
-    fn refuse_if_stopped(&mut self) -> bool {
-        let Some(cause) = self.board.stopped() else { return false };
-        self.refuse_all(|| NotStarted::Stopped(cause.clone()));
-        true
+    /// Serves on one connection for as long as it is fit.
+    fn serve(&mut self, store: &mut impl Store) -> SessionEnd {
+        loop {
+            if let ControlFlow::Break(end) = self.turn(store) {
+                return end;
+            }
+        }
     }
 
-    /// Waits until a command waits in a lane; breaks when there will be none.
-    fn wait(&mut self) -> ControlFlow<()> {
-        self.take_in();
-        while self.lanes.is_empty() {
-            let message = match self.drain_until {
-                None => self.inbox.wait().unwrap_or(Message::Close),
-                Some(_) => match self.inbox.next_before_close() {
-                    Some(message) => message,
-                    None => return ControlFlow::Break(()),
-                },
-            };
-            self.accept(message);
-            self.linger();
-            self.take_in();
+    /// One turn: what stands in the way first, then one group, then the WAL.
+    fn turn(&mut self, store: &mut impl Store) -> ControlFlow<SessionEnd> {
+        if self.board.stopped().is_some() {
+            return ControlFlow::Break(SessionEnd::Stopped);
         }
+        if let Some(cause) = self.housekeeping.failure() {
+            return ControlFlow::Break(self.checkpoint_failed(cause));
+        }
+        if self.breaker.probe_at().is_some() {
+            return self.refuse_until_probed(store);
+        }
+        if self.is_unfit {
+            self.pause_until(Instant::now() + UNFIT_PAUSE);
+            return ControlFlow::Break(SessionEnd::Replace);
+        }
+        if let Some((look, cause)) = self.look.take() {
+            return self.look(store, look, cause);
+        }
+        if self.wait() == Found::End {
+            return ControlFlow::Break(SessionEnd::Drained);
+        }
+        if self.drain_until().is_some_and(|limit| Instant::now() >= limit) {
+            self.not_reached += self.refuse(|| NotStarted::Closed);
+            self.give_up_rounds(&closed());
+            return ControlFlow::Continue(());
+        }
+        if self.blocked.is_some() {
+            self.wait_in_line();
+        } else {
+            self.leave_gap();
+        }
+        if self.is_wal_full(store) {
+            return ControlFlow::Continue(());
+        }
+        self.run_next(store)?;
+        self.tend_wal(store);
         ControlFlow::Continue(())
     }
 
-    /// Gives a first command company, if the configuration asks for it.
-    fn linger(&mut self) {
-        if self.config.group_linger.is_zero() || self.drain_until.is_some() {
-            return;
+    /// Waits until there is something to run.
+    fn wait(&mut self) -> Found {
+        if !self.rounds.is_empty() {
+            return Found::Command;
         }
-        let limit = after(self.config.group_linger);
-        while let Some(message) = self.inbox.wait_until(limit) {
-            self.accept(message);
+        let idle_since = Instant::now();
+        let found = self.queue.wait(None);
+        if found == Found::Command && !self.config.group_linger.is_zero() && !self.queue.is_closing() {
+            self.queue.gather_until(after(self.config.group_linger));
+        }
+        if self.foreign.seen.is_some() && idle_since.elapsed() >= self.config.foreign_gap {
+            self.foreign.gap = Instant::now();
+        }
+        found
+    }
+
+    /// Until when accepted commands are finished, once the service closes.
+    fn drain_until(&mut self) -> Option<Instant> {
+        if self.drain_until.is_none() && self.queue.is_closing() {
+            let limit = self.board.drain_until();
+            self.drain_until = Some(limit.unwrap_or_else(|| after(self.config.shutdown_wait_max)));
+        }
+        self.drain_until
+    }
+
+    /// Takes in what arrives until `limit`, and does nothing else.
+    fn pause_until(&self, limit: Instant) {
+        self.queue.gather_until(limit);
+        // It returns early when the service closes.
+        std::thread::sleep(limit.saturating_duration_since(Instant::now()));
+    }
+
+    /// SQLite's waiters poll up to 100 ms apart, and would never meet the lock free between two groups.
+    fn leave_gap(&mut self) {
+        let Some(seen) = self.foreign.seen else { return };
+        let now = Instant::now();
+        if now - seen > FOREIGN_MEMORY {
+            self.foreign.seen = None;
+        } else if now - self.foreign.gap >= self.config.foreign_gap_interval && self.rounds.is_empty() {
+            self.pause_until(now + self.config.foreign_gap);
+            self.foreign.gap = Instant::now();
         }
     }
 
-    /// Sorts what has arrived into the lanes.
-    fn take_in(&mut self) {
-        let arrived: Vec<Message> = self.inbox.drain().collect();
-        for message in arrived {
-            self.accept(message);
-        }
-    }
-
-    fn accept(&mut self, message: Message) {
-        match message {
-            Message::Command(envelope) => self.lanes.push(envelope.lane, envelope),
-            Message::Close => {
-                let limit = self.board.drain_until();
-                let limit = limit.unwrap_or_else(|| after(self.config.shutdown_wait_max));
-                self.drain_until = Some(limit);
-            }
+    /// Once writing has stopped, it stays stopped until the database is opened anew.
+    fn refuse_until_drained(&mut self) {
+        let stopped = self.board.stopped();
+        let cause = stopped.unwrap_or_else(closed);
+        self.give_up_rounds(&cause);
+        self.board.let_go();
+        while self.queue.wait(None) != Found::End {
+            self.refuse(|| NotStarted::Stopped(cause.clone()));
         }
     }
 
     /// Answers everything that waits: it never ran. Returns how many that were.
-    fn refuse_all(&mut self, reason: impl Fn() -> NotStarted) -> u64 {
-        let waiting: Vec<Envelope> = self.lanes.take_all().collect();
+    fn refuse(&self, reason: impl Fn() -> NotStarted) -> u64 {
+        let waiting = self.queue.take(|_| true);
         let count = waiting.len() as u64;
         for envelope in waiting {
-            self.inbox.release(envelope.lane, envelope.bytes);
             self.answer(envelope, Fate::NotStarted(reason()), Outcome::NotStarted);
         }
         count
+    }
+
+    /// Answers those that have run and can't run again.
+    fn give_up_rounds(&mut self, cause: &Cause) {
+        for member in self.rounds.drain(..).flat_map(Round::into_members) {
+            let fate = Fate::RolledBack(RolledBack::GroupLost(cause.clone()));
+            lock(&self.board.stats).commands.count(Outcome::RolledBack);
+            member.envelope.answer(fate);
+        }
     }
 
     /// Accepted commands that the close came too early for.
@@ -239,78 +364,19 @@ impl Writer {
         self.not_reached
     }
 
-    /// Answers a command that is in no group, and counts it.
+    /// Answers a command that is in no group, and counts it, unless its caller has taken it back.
     fn answer(&self, envelope: Envelope, fate: Fate, outcome: Outcome) {
-        lock(&self.board.stats).commands.count(outcome);
-        group::answer(envelope.job, fate);
-    }
-
-    /// After a group: lets the WAL be checkpointed, or begins it anew.
-    fn tend_wal(&mut self, connection: &Connection) {
-        if self.board.stopped().is_some() {
-            // Frames whose sync may have failed must not reach the database file.
-            return;
+        if envelope.start() {
+            lock(&self.board.stats).commands.count(outcome);
+            envelope.answer(fate);
+        } else {
+            self.board.count_withdrawn();
         }
-        let pages = connection::wal_pages();
-        if pages < self.board.wal.pages() {
-            // SQLite has begun it anew by itself, as it does when it is wholly copied and unread.
-            self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
-            self.wal_pages_seen = 0;
-        }
-        self.board.wal.set_pages(pages);
-        let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
-        if self.housekeeping.restart_is_due() || (is_full && !self.housekeeping.is_pinned()) {
-            self.board.hold(Phase::Checkpoint);
-            let wait = if is_full { RESTART_WAIT_AT_TARGET } else { RESTART_WAIT };
-            self.housekeeping.clone().restart(|| self.restart_wal(connection, wait));
-            self.board.let_go();
-            self.wal_pages_seen = self.board.wal.pages();
-        } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
-            self.wal_pages_seen = pages;
-            self.housekeeping.checkpoint();
-        }
-    }
-
-    /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way.
-    fn restart_wal(&self, connection: &Connection, wait: Duration) -> bool {
-        let started = Instant::now();
-        let done = connection::checkpoint(connection, CheckpointMode::Restart, wait, &self.config);
-        let restarted = match done {
-            Ok(done) if done.blocked => {
-                self.board.wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
-                false
-            }
-            Ok(_) => {
-                self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
-                connection::reset_wal_pages();
-                self.board.wal.set_pages(0);
-                true
-            }
-            Err(error) => {
-                self.board.stop(error.into());
-                false
-            }
-        };
-        tracing::debug!(took_us = started.elapsed().as_micros(), restarted, "wal restart");
-        restarted
     }
 }
 
-impl WriteConnection {
-    /// Empties the WAL and closes. Returns the pages that are left in it.
-    pub(crate) fn close(self, config: &Config, board: &Board, wait: Duration) -> rusqlite::Result<u64> {
-        let done = match board.stopped() {
-            None => {
-                connection::checkpoint(&self.connection, CheckpointMode::Truncate, wait, config).map(Some)
-            }
-            Some(_) => Ok(None),
-        };
-        match done {
-            Ok(Some(done)) => board.wal.set_pages(if done.blocked { done.wal_pages } else { 0 }),
-            // Frames whose sync may have failed must not reach the database file.
-            Ok(None) | Err(_) => connection::leave_wal_alone(&self.connection),
-        }
-        connection::close(self.connection);
-        done.map(|_| board.wal.pages())
-    }
+/// Why what has run is not run again, where the service closes.
+fn closed() -> Cause {
+    let aborted = ffi::Error::new(ffi::SQLITE_ABORT);
+    rusqlite::Error::SqliteFailure(aborted, Some("the service was closed".into())).into()
 }

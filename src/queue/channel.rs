@@ -5,18 +5,17 @@
 //! in one lane never takes the room of another, and memory stays bounded by count and by bytes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, TryAcquireError};
-
+use super::seam::{self, AtomicBool, AtomicUsize, Receiver, Semaphore, Sender, TryAcquireError};
 use crate::config::Config;
 use crate::error::NotStarted;
 use crate::lane::{Lane, PerLane};
 use crate::message::Envelope;
 
 /// What crosses the channel.
-pub(crate) enum Message {
+pub(super) enum Message {
     Command(Envelope),
     /// Nothing more will be accepted: finish what was, then end.
     Close,
@@ -37,7 +36,7 @@ struct LaneRoom {
     bytes: Semaphore,
 }
 
-pub(crate) fn channel(config: &Config) -> (Outbox, Inbox) {
+pub(super) fn open(config: &Config) -> (Outbox, Inbox) {
     let room = Arc::new(Room {
         lanes: PerLane::from_fn(|_| LaneRoom {
             commands: Semaphore::new(config.queue_commands_max),
@@ -48,13 +47,13 @@ pub(crate) fn channel(config: &Config) -> (Outbox, Inbox) {
         commands_max: config.queue_commands_max,
         bytes_max: config.queue_bytes_max,
     });
-    let (sender, receiver) = flume::unbounded();
+    let (sender, receiver) = seam::unbounded();
     (Outbox { sender, room: room.clone() }, Inbox { receiver, room })
 }
 
 /// The end that handles hold.
 pub(crate) struct Outbox {
-    sender: flume::Sender<Message>,
+    sender: Sender<Message>,
     room: Arc<Room>,
 }
 
@@ -76,9 +75,10 @@ impl Outbox {
         });
         match permits {
             Ok((command, bytes)) => {
+                self.deliver(envelope)?;
                 command.forget();
                 bytes.forget();
-                self.deliver(envelope).map(|()| Admission::Accepted)
+                Ok(Admission::Accepted)
             }
             Err(TryAcquireError::NoPermits) => Ok(Admission::Full(envelope)),
             Err(TryAcquireError::Closed) => Err(NotStarted::Closed),
@@ -93,9 +93,10 @@ impl Outbox {
         let room = &self.room.lanes[envelope.lane];
         let command = room.commands.acquire().await.map_err(|_| NotStarted::Closed)?;
         let bytes = room.bytes.acquire_many(envelope.bytes).await.map_err(|_| NotStarted::Closed)?;
+        self.deliver(envelope)?;
         command.forget();
         bytes.forget();
-        self.deliver(envelope)
+        Ok(())
     }
 
     /// Accepts nothing more, and tells the writer.
@@ -127,29 +128,29 @@ impl Outbox {
 }
 
 /// The end that the writer holds.
-pub(crate) struct Inbox {
-    receiver: flume::Receiver<Message>,
+pub(super) struct Inbox {
+    receiver: Receiver<Message>,
     room: Arc<Room>,
 }
 
 impl Inbox {
     /// Waits for a message; `None` once every handle is gone.
-    pub(crate) fn wait(&self) -> Option<Message> {
+    pub(super) fn wait(&self) -> Option<Message> {
         self.receiver.recv().ok()
     }
 
     /// Waits for a message until `limit`.
-    pub(crate) fn wait_until(&self, limit: Instant) -> Option<Message> {
+    pub(super) fn wait_until(&self, limit: Instant) -> Option<Message> {
         self.receiver.recv_deadline(limit).ok()
     }
 
-    /// Takes what waits now, without waiting.
-    pub(crate) fn drain(&self) -> impl Iterator<Item = Message> {
-        self.receiver.drain()
+    /// Takes what has arrived, without waiting.
+    pub(super) fn drain(&self, take: impl FnMut(Message)) {
+        self.receiver.drain().for_each(take);
     }
 
     /// Gives back the room of a command that no longer waits.
-    pub(crate) fn release(&self, lane: Lane, bytes: u32) {
+    pub(super) fn release(&self, lane: Lane, bytes: u32) {
         let room = &self.room.lanes[lane];
         room.commands.add_permits(1);
         room.bytes.add_permits(bytes as usize);
@@ -159,13 +160,13 @@ impl Inbox {
     ///
     /// A sender may have found the queue open and not have reached the channel yet. It is a few instructions
     /// away, and its command would be accepted and never answered.
-    pub(crate) fn next_before_close(&self) -> Option<Message> {
+    pub(super) fn next_before_close(&self) -> Option<Message> {
         loop {
             let all_delivered = self.room.in_delivery.load(Ordering::SeqCst) == 0;
             match self.receiver.try_recv() {
                 Ok(message) => return Some(message),
                 Err(_) if all_delivered => return None,
-                Err(_) => std::thread::yield_now(),
+                Err(_) => seam::yield_now(),
             }
         }
     }

@@ -50,9 +50,19 @@ impl<T> Lanes<T> {
         Lane::ALL.into_iter().all(|lane| self.queues[lane].is_empty())
     }
 
-    /// Takes every command, for a writer that can run none of them.
-    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = T> {
-        Lane::ALL.map(|lane| std::mem::take(&mut self.queues[lane])).into_iter().flatten()
+    /// Takes every command that `is_wanted`; those left keep their order.
+    pub(crate) fn take(&mut self, is_wanted: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
+        for lane in Lane::ALL {
+            for command in std::mem::take(&mut self.queues[lane]) {
+                if is_wanted(&command) {
+                    taken.push(command);
+                } else {
+                    self.queues[lane].push_back(command);
+                }
+            }
+        }
+        taken
     }
 
     /// The lane whose head goes next.

@@ -1,0 +1,170 @@
+//! The queue of a service: handles put commands in at one end, the writer takes them out at the other.
+//!
+//! `channel` bounds what waits and carries it across, `lanes` decides who goes next. What has crossed is kept
+//! under a lock that the writer shares with the housekeeper: while a command holds the writer for long, the
+//! housekeeper takes back those that have waited for too long behind it.
+
+mod channel;
+mod lanes;
+mod seam;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::lane::Lane;
+use crate::message::Envelope;
+
+pub(crate) use channel::{Admission, Outbox, QueueDepth};
+use channel::{Inbox, Message};
+pub(crate) use lanes::Lanes;
+pub(crate) use seam::AtomicU8;
+use seam::Mutex;
+
+/// Opens the queue of a service.
+pub(crate) fn open(config: &Config) -> (Outbox, Arc<Queue>) {
+    let (outbox, inbox) = channel::open(config);
+    let waiting = Waiting { lanes: Lanes::new(config), writer_listens: false, closing: false };
+    (outbox, Arc::new(Queue { inbox, waiting: Mutex::new(waiting) }))
+}
+
+/// The end of the queue that the writer takes commands from.
+pub(crate) struct Queue {
+    inbox: Inbox,
+    waiting: Mutex<Waiting>,
+}
+
+struct Waiting {
+    lanes: Lanes<Envelope>,
+    /// The writer may have a message in its hands that is older than those in the channel.
+    writer_listens: bool,
+    /// Nothing more is accepted.
+    closing: bool,
+}
+
+/// What the writer finds when it has waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A command waits.
+    Command,
+    /// None, and the time is up.
+    Nothing,
+    /// None, and none will ever come.
+    End,
+}
+
+impl Queue {
+    /// Waits until a command waits in a lane, or until `limit`.
+    pub(crate) fn wait(&self, limit: Option<Instant>) -> Found {
+        loop {
+            {
+                let mut waiting = self.lock();
+                self.take_in(&mut waiting);
+                if !waiting.lanes.is_empty() {
+                    return Found::Command;
+                }
+                if waiting.closing {
+                    return self.last(&mut waiting);
+                }
+                waiting.writer_listens = true;
+            }
+            let message = match limit {
+                None => Some(self.inbox.wait().unwrap_or(Message::Close)),
+                Some(limit) => self.inbox.wait_until(limit),
+            };
+            let mut waiting = self.lock();
+            waiting.writer_listens = false;
+            match message {
+                Some(message) => waiting.accept(message),
+                None => return Found::Nothing,
+            }
+        }
+    }
+
+    /// Takes in what arrives until `limit`, whatever waits already; returns early when the service closes.
+    pub(crate) fn gather_until(&self, limit: Instant) {
+        loop {
+            {
+                let mut waiting = self.lock();
+                self.take_in(&mut waiting);
+                if waiting.closing {
+                    return;
+                }
+                waiting.writer_listens = true;
+            }
+            let message = self.inbox.wait_until(limit);
+            let mut waiting = self.lock();
+            waiting.writer_listens = false;
+            match message {
+                Some(message) => waiting.accept(message),
+                None => return,
+            }
+        }
+    }
+
+    /// What was accepted just before the close, if it has not been taken in yet.
+    fn last(&self, waiting: &mut Waiting) -> Found {
+        while let Some(message) = self.inbox.next_before_close() {
+            waiting.accept(message);
+        }
+        if waiting.lanes.is_empty() { Found::End } else { Found::Command }
+    }
+
+    /// Lets `choose` look at what waits, what has just arrived included, and takes the head of the lane it
+    /// chooses. Its room is free for others from now on.
+    pub(crate) fn next(&self, choose: impl FnOnce(&mut Lanes<Envelope>) -> Option<Lane>) -> Option<Envelope> {
+        let mut waiting = self.lock();
+        self.take_in(&mut waiting);
+        let lane = choose(&mut waiting.lanes)?;
+        let envelope = waiting.lanes.pop(lane)?;
+        drop(waiting);
+        self.inbox.release(lane, envelope.bytes);
+        Some(envelope)
+    }
+
+    /// Looks at what waits, what has just arrived included.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&mut Lanes<Envelope>) -> T) -> T {
+        let mut waiting = self.lock();
+        self.take_in(&mut waiting);
+        at(&mut waiting.lanes)
+    }
+
+    /// Takes every command that `is_wanted`, in order.
+    pub(crate) fn take(&self, is_wanted: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
+        let taken = self.look(|lanes| lanes.take(is_wanted));
+        for envelope in &taken {
+            self.inbox.release(envelope.lane, envelope.bytes);
+        }
+        taken
+    }
+
+    /// Whether the service closes.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.lock().closing
+    }
+
+    /// Sorts what has arrived into the lanes.
+    ///
+    /// Under the lock, so that what two threads take in keeps its order; and not while the writer has taken a
+    /// message that it has not sorted in yet.
+    fn take_in(&self, waiting: &mut Waiting) {
+        if !waiting.writer_listens {
+            self.inbox.drain(|message| waiting.accept(message));
+        }
+    }
+
+    fn lock(&self) -> seam::MutexGuard<'_, Waiting> {
+        seam::lock(&self.waiting)
+    }
+}
+
+impl Waiting {
+    fn accept(&mut self, message: Message) {
+        match message {
+            Message::Command(envelope) => self.lanes.push(envelope.lane, envelope),
+            Message::Close => self.closing = true,
+        }
+    }
+}

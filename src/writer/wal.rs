@@ -1,0 +1,102 @@
+//! Keeps the WAL small: asks for checkpoints, begins it anew between two groups, and writes nothing where it
+//! has grown beyond all measure.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Writer;
+use super::recovery::Obstacle;
+use super::store::Store;
+use crate::config::Checkpoints;
+use crate::connection;
+use crate::holder::Phase;
+
+/// How long the writer waits for readers to leave the WAL when it begins it anew.
+const RESTART_WAIT: Duration = Duration::from_millis(20);
+
+/// The same once the WAL has reached its target.
+const RESTART_WAIT_AT_TARGET: Duration = Duration::from_millis(100);
+
+/// Reads that have just begun are spared when the WAL has reached its limit.
+const SPARED_READ_AGE: Duration = Duration::from_secs(1);
+
+impl Writer {
+    /// After a group: lets the WAL be checkpointed, or begins it anew.
+    pub(super) fn tend_wal(&mut self, store: &mut impl Store) {
+        if self.board.stopped().is_some() {
+            // Frames whose sync may have failed must not reach the database file.
+            return;
+        }
+        let pages = store.wal_pages();
+        if pages < self.board.wal.pages() {
+            // SQLite has begun it anew by itself, as it does when it is wholly copied and unread.
+            self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+            self.wal_pages_seen = 0;
+        }
+        self.board.wal.set_pages(pages);
+        if self.config.checkpoints == Checkpoints::External {
+            return;
+        }
+        let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
+        if self.housekeeping.restart_is_due() || (is_full && !self.housekeeping.is_pinned()) {
+            self.restart_wal(store, if is_full { RESTART_WAIT_AT_TARGET } else { RESTART_WAIT });
+        } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
+            self.wal_pages_seen = pages;
+            self.housekeeping.checkpoint();
+        }
+    }
+
+    /// Whether nothing may be written for now: the WAL is at its limit, and somebody keeps it there.
+    pub(super) fn is_wal_full(&mut self, store: &mut impl Store) -> bool {
+        if self.board.wal.bytes() < self.config.wal_limit_bytes || !self.rounds.is_empty() {
+            return false;
+        }
+        let has_room = match self.config.checkpoints {
+            Checkpoints::Service => {
+                self.pins.end_older_than(SPARED_READ_AGE);
+                self.restart_wal(store, RESTART_WAIT_AT_TARGET);
+                self.board.wal.bytes() < self.config.wal_limit_bytes
+            }
+            // Once all of it is copied and unread, the next commit begins it anew.
+            Checkpoints::External => {
+                store.wal_backlog().is_ok_and(|backlog| backlog.copied_pages >= backlog.wal_pages)
+            }
+        };
+        if !has_room && self.board.stopped().is_none() && self.housekeeping.failure().is_none() {
+            self.block(Obstacle::WalFull { wal_bytes: self.board.wal.bytes() });
+        }
+        !has_room
+    }
+
+    fn restart_wal(&mut self, store: &mut impl Store, wait: Duration) {
+        self.board.hold(Phase::Checkpoint, Instant::now());
+        self.housekeeping.clone().restart(|| self.try_restart(store, wait));
+        self.board.let_go();
+        self.wal_pages_seen = self.board.wal.pages();
+    }
+
+    /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way.
+    fn try_restart(&mut self, store: &mut impl Store, wait: Duration) -> bool {
+        let started = Instant::now();
+        let restarted = match store.restart_wal(wait) {
+            Ok(done) if done.blocked => {
+                self.board.wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            Ok(_) => {
+                self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+                connection::reset_wal_pages();
+                self.board.wal.set_pages(0);
+                // It syncs the WAL before it copies, and nothing is left in it.
+                self.unsynced_groups = false;
+                true
+            }
+            Err(error) => {
+                self.housekeeping.fail(error.into());
+                false
+            }
+        };
+        tracing::debug!(took_us = started.elapsed().as_micros(), restarted, "wal restart");
+        restarted
+    }
+}
