@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use futures_util::stream;
 use rusqlite::Row;
 
-use crate::command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed};
+use crate::command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed};
 use crate::database::Database;
 use crate::error::WriteError;
 use crate::import::Import;
 use crate::label::Label;
 use crate::lane::Lane;
+use crate::maintenance::{Maintain, Maintenance};
 use crate::read::Read;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::token::CommitToken;
@@ -190,6 +191,22 @@ impl BlockingDatabase {
         T: Send + 'static,
     {
         Read::new(self.database.service(), label.into(), Some(token), closure)
+    }
+
+    /// As [`Database::maintain`].
+    ///
+    /// # Errors
+    /// [`MaintenanceError`](crate::MaintenanceError) tells whether it ran.
+    pub fn maintain<F, T>(
+        &self,
+        label: impl Into<Label>,
+        closure: F,
+    ) -> Maintain<'_, Outside<F, T, rusqlite::Error>, Blocking>
+    where
+        F: FnOnce(&mut Maintenance<'_, '_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        Maintain::new(self.database.service(), label.into(), Outside::new(closure))
     }
 
     /// As [`Database::import`], from an iterator; end it with [`ImportRun::wait`](crate::ImportRun::wait).

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::lane::Lane;
+use crate::maintenance::Maintenance;
 use crate::message::Kind;
 use crate::transaction::WriteTransaction;
 
@@ -151,6 +152,39 @@ where
 
     fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<T, E> {
         (self.closure)(tx)
+    }
+}
+
+/// A closure that runs outside of any transaction.
+#[derive(Debug)]
+pub struct Outside<F, T, E> {
+    closure: Option<F>,
+    result: PhantomData<fn() -> Result<T, E>>,
+}
+
+impl<F, T, E> Outside<F, T, E> {
+    pub(crate) fn new(closure: F) -> Self {
+        Self { closure: Some(closure), result: PhantomData }
+    }
+}
+
+impl<F, T, E> sealed::Sealed for Outside<F, T, E> {}
+
+impl<F, T, E> Work for Outside<F, T, E>
+where
+    F: FnOnce(&mut Maintenance<'_, '_>) -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    type Output = T;
+    type Error = E;
+    const KIND: Kind = Kind::Maintenance;
+
+    fn run(&mut self, tx: &mut WriteTransaction<'_>) -> Result<T, E> {
+        match self.closure.take() {
+            Some(closure) => closure(&mut Maintenance::new(tx)),
+            None => unreachable!("the writer runs maintenance once"),
+        }
     }
 }
 

@@ -145,6 +145,12 @@ pub(crate) fn page_bytes(connection: &Connection) -> rusqlite::Result<u64> {
 /// Asks for the counter that changes whenever another connection has committed.
 pub(crate) const DATA_VERSION: &str = "PRAGMA data_version";
 
+/// Brings the statistics of the query planner up to date.
+pub(crate) const OPTIMIZE: &str = "PRAGMA optimize";
+
+/// Looks for damage, with all that belongs to it.
+pub(crate) const INTEGRITY_CHECK: &str = "PRAGMA integrity_check";
+
 /// Writes to the database without changing it: a page of it is new in the WAL.
 pub(crate) fn rewrite_user_version(connection: &Connection) -> rusqlite::Result<()> {
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;

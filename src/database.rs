@@ -8,13 +8,14 @@ use std::sync::Arc;
 use futures_util::Stream;
 use rusqlite::Row;
 
-use crate::command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
+use crate::command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work};
 use crate::config::Config;
 use crate::error::{OpenError, OpenErrorReason, WriteError};
 use crate::holder::Holder;
 use crate::import::Import;
 use crate::label::Label;
 use crate::lane::Lane;
+use crate::maintenance::{Maintain, Maintenance};
 use crate::open;
 use crate::read::Read;
 use crate::service::Service;
@@ -249,6 +250,42 @@ impl Database {
         T: Send + 'static,
     {
         Read::new(&self.service, label.into(), Some(token), closure)
+    }
+
+    /// Runs a closure on the write connection outside of any transaction, in the maintenance lane: for VACUUM,
+    /// PRAGMA, ATTACH, and whatever else SQLite refuses within one.
+    ///
+    /// Nobody writes meanwhile. Afterwards the service goes on with a new connection, so what was set or attached
+    /// is gone.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// let problems = db
+    ///     .maintain("nightly", |m| {
+    ///         m.optimize()?;
+    ///         m.vacuum()?;
+    ///         m.integrity_check()
+    ///     })
+    ///     .await?;
+    /// assert!(problems.is_empty());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`MaintenanceError`](crate::MaintenanceError): each statement stands by itself, so those before the one
+    /// that failed have had their effect.
+    pub fn maintain<F, T>(
+        &self,
+        label: impl Into<Label>,
+        closure: F,
+    ) -> Maintain<'_, Outside<F, T, rusqlite::Error>>
+    where
+        F: FnOnce(&mut Maintenance<'_, '_>) -> rusqlite::Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        Maintain::new(&self.service, label.into(), Outside::new(closure))
     }
 
     /// Prepares to import the items of a stream through the bulk lane.

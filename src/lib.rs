@@ -44,6 +44,7 @@ mod blocking;
 mod command;
 mod database;
 mod import;
+mod maintenance;
 mod read;
 mod write;
 
@@ -92,11 +93,11 @@ pub mod guide {
 mod readme {}
 
 pub use blocking::BlockingDatabase;
-pub use command::{Command, Execute, ExecuteReturning, Once, Parameters, Rerunnable, Typed, Work};
+pub use command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work};
 pub use config::{Checkpoints, Config, ConfigError, Durability};
 pub use database::{Builder, Database};
 pub use error::{
-    Cause, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, Unknown, WriteError,
+    Cause, MaintenanceError, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, Unknown, WriteError,
 };
 pub use holder::{Holder, Phase};
 pub use import::{
@@ -105,6 +106,7 @@ pub use import::{
 };
 pub use label::Label;
 pub use lane::{Lane, PerLane};
+pub use maintenance::{Maintain, Maintenance};
 pub use message::{Committed, Timing};
 pub use read::Read;
 pub use rusqlite;

@@ -119,8 +119,8 @@ const HEADER_PRAGMAS: [&str; 2] = ["application_id", "user_version"];
 
 /// Pragmas that would change the file's journal, or its checkpoints, behind the service's back, or that can
 /// damage it.
-const PRAGMAS_OF_THE_SERVICE: [&str; 5] =
-    ["journal_mode", "locking_mode", "schema_version", "wal_checkpoint", "writable_schema"];
+const PRAGMAS_OF_THE_SERVICE: [&str; 6] =
+    ["journal_mode", "locking_mode", "schema_version", "synchronous", "wal_checkpoint", "writable_schema"];
 
 fn is_one_of(pragma: &str, names: &[&str]) -> bool {
     names.iter().any(|name| name.eq_ignore_ascii_case(pragma))

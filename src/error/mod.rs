@@ -1,5 +1,6 @@
 //! Errors, cut by what happened to the data: did it run, did it commit, may the caller retry?
 
+mod maintenance;
 mod open;
 mod read;
 mod write;
@@ -8,6 +9,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+pub use maintenance::MaintenanceError;
 pub use open::{OpenError, OpenErrorReason};
 pub use read::ReadError;
 pub use write::{NotStarted, RolledBack, Unknown, WriteError};

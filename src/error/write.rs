@@ -203,17 +203,38 @@ impl<E: StdError + 'static> StdError for WriteError<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Command(error) => Some(error),
-            Self::NotStarted(
-                NotStarted::Busy(cause)
-                | NotStarted::DiskFull(cause)
-                | NotStarted::Unavailable(cause)
-                | NotStarted::Stopped(cause),
-            )
-            | Self::RolledBack(RolledBack::GroupLost(cause) | RolledBack::Environment(cause))
-            | Self::Unknown(Unknown::CommitFailed(cause) | Unknown::FilesReplaced(cause)) => {
+            Self::NotStarted(reason) => reason.cause(),
+            Self::RolledBack(reason) => reason.cause(),
+            Self::Unknown(reason) => reason.cause(),
+        }
+    }
+}
+
+impl NotStarted {
+    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Busy(cause) | Self::DiskFull(cause) | Self::Unavailable(cause) | Self::Stopped(cause) => {
                 Some(cause.as_sqlite())
             }
-            Self::NotStarted(_) | Self::RolledBack(_) | Self::Unknown(_) => None,
+            _ => None,
+        }
+    }
+}
+
+impl RolledBack {
+    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::GroupLost(cause) | Self::Environment(cause) => Some(cause.as_sqlite()),
+            _ => None,
+        }
+    }
+}
+
+impl Unknown {
+    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::CommitFailed(cause) | Self::FilesReplaced(cause) => Some(cause.as_sqlite()),
+            Self::WriterLost => None,
         }
     }
 }

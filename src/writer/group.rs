@@ -8,7 +8,7 @@ use super::labels::Labels;
 use super::store::Store;
 use super::{SessionEnd, Writer};
 use crate::config::{Config, Durability};
-use crate::error::{NotStarted, Outcome, RolledBack};
+use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Kind, Step, Timing};
@@ -327,8 +327,15 @@ impl Writer {
         self.board.hold(Phase::Command { label, lane }, now);
         self.housekeeping.watch();
         member.step = store.run(&mut member.envelope, Guard::Bare, now);
+        let files = store.check_files();
         self.board.let_go();
         let hold = now.elapsed();
+        if let Err(cause) = files {
+            self.board.stop(cause.clone());
+            lock(&self.board.stats).commands.count(Outcome::Unknown);
+            member.envelope.answer(Fate::Unknown(Unknown::FilesReplaced(cause)));
+            return ControlFlow::Break(SessionEnd::Stopped);
+        }
         let succeeded = member.step == Step::Done;
         {
             let mut stats = lock(&self.board.stats);

@@ -8,6 +8,8 @@ mod group;
 mod labels;
 mod recovery;
 mod store;
+#[cfg(test)]
+mod tests;
 mod wal;
 
 use std::collections::VecDeque;

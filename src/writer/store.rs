@@ -9,7 +9,7 @@ use crate::config::{Config, Durability};
 use crate::connection::{self, CheckpointMode, Checkpointed};
 use crate::error::Cause;
 use crate::failure::Failure;
-use crate::message::{Envelope, Step};
+use crate::message::{Envelope, Kind, Step};
 use crate::rules::Guard;
 use crate::transaction::TransactionControl;
 
@@ -92,6 +92,12 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
+    /// Durable, and patient with other processes. The connection is given up afterwards.
+    fn prepare_for_maintenance(&mut self) -> rusqlite::Result<()> {
+        self.set_durability(Durability::Full)?;
+        self.connection.busy_timeout(self.config.busy_timeout)
+    }
+
     fn try_probe(&mut self) -> rusqlite::Result<()> {
         self.set_durability(Durability::Full)?;
         self.control.begin()?;
@@ -113,6 +119,11 @@ impl Store for Session<'_> {
 
     fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Step {
         self.writer.watchdog.limit(envelope.deadline);
+        if envelope.kind == Kind::Maintenance
+            && let Err(error) = self.prepare_for_maintenance()
+        {
+            tracing::error!(%error, "maintenance goes on without waiting for locks");
+        }
         let Envelope { job, span, .. } = envelope;
         span.in_scope(|| job.run(&mut self.control.transaction(now), guard))
     }
