@@ -69,6 +69,7 @@ mod writer;
 
 mod connection;
 mod failure;
+mod file_system;
 mod sqlite_ffi;
 mod sync;
 mod watchdog;

@@ -37,6 +37,13 @@ pub enum OpenErrorReason {
         /// How many names the file has.
         links: u64,
     },
+    /// The file lies on a network or virtual file system, where a WAL is not safe: move it to a local disk.
+    ///
+    /// [`allow_network_file_system`](crate::Config::allow_network_file_system) opens it all the same.
+    NetworkFileSystem {
+        /// What the file system is called.
+        kind: &'static str,
+    },
     /// This process may not read and write the file, or not write its directory, where the WAL must live.
     PermissionDenied {
         /// The file or directory in question.
@@ -100,6 +107,9 @@ impl fmt::Display for OpenErrorReason {
             Self::NotAFile => f.write_str("it is a directory or not a regular file"),
             Self::HardLinks { links } => {
                 write!(f, "it has {links} hard links; keep one, or use a symbolic link")
+            }
+            Self::NetworkFileSystem { kind } => {
+                write!(f, "a WAL is not safe on {kind}; use a local disk, or set `allow_network_file_system`")
             }
             Self::PermissionDenied { at } => write!(f, "this process may not write {}", at.display()),
             Self::NotADatabase(_) => f.write_str("it is not a SQLite database, or it is encrypted"),
