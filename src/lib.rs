@@ -54,6 +54,7 @@ mod shutdown;
 mod token;
 mod transaction;
 
+mod on_connect;
 mod open;
 mod registry;
 mod service;
@@ -104,6 +105,7 @@ pub use import::{
 pub use label::Label;
 pub use lane::{Lane, PerLane};
 pub use message::{Committed, Timing};
+pub use on_connect::ConnectionRole;
 pub use read::Read;
 pub use rusqlite;
 pub use shutdown::{Drain, ShutdownError, ShutdownReport};

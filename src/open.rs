@@ -12,20 +12,31 @@ use crate::config::Config;
 use crate::connection::{self, Location};
 use crate::error::{OpenError, OpenErrorReason};
 use crate::file_system;
+use crate::on_connect::OnConnect;
 use crate::registry::{self, Found};
 use crate::service::Service;
 use crate::sidecar::Sidecar;
 
 /// Opens the database at `path`, or finds the service that has it open in this process. Blocks.
-pub(crate) fn open(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenError> {
-    open_or_reason(path, vfs, config).map_err(|reason| OpenError { path: path.into(), reason })
+pub(crate) fn open(
+    path: &Path,
+    vfs: Option<String>,
+    on_connect: Option<OnConnect>,
+    config: Config,
+) -> Result<Arc<Service>, OpenError> {
+    open_or_reason(path, vfs, on_connect, config).map_err(|reason| OpenError { path: path.into(), reason })
 }
 
-fn open_or_reason(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenErrorReason> {
+fn open_or_reason(
+    path: &Path,
+    vfs: Option<String>,
+    on_connect: Option<OnConnect>,
+    config: Config,
+) -> Result<Arc<Service>, OpenErrorReason> {
     config.validate().map_err(OpenErrorReason::Config)?;
     connection::require_sqlite_version()?;
     let file = DatabaseFile::find(path, &config)?;
-    let location = Location { path: file.path.clone(), vfs };
+    let location = Location { path: file.path.clone(), vfs, on_connect };
     match registry::find(file.id()?, config.shutdown_wait_max)? {
         Found::Open(service) => same_options(service, &location, &config),
         Found::Vacant(claimed) => {
@@ -46,14 +57,25 @@ fn same_options(
     location: &Location,
     config: &Config,
 ) -> Result<Arc<Service>, OpenErrorReason> {
-    let differing = if service.location.vfs == location.vfs {
-        service.config.first_difference(config)
-    } else {
+    let differing = if service.location.vfs != location.vfs {
         Some("vfs")
+    } else if !has_hook_of(&service.location, location) {
+        Some("on_connect")
+    } else {
+        service.config.first_difference(config)
     };
     match differing {
         None => Ok(service),
         Some(option) => Err(OpenErrorReason::OptionDiffers { option }),
+    }
+}
+
+/// Whether the connections that are open have what `asked` wants; who asks for no hook can use any.
+fn has_hook_of(open: &Location, asked: &Location) -> bool {
+    match (&open.on_connect, &asked.on_connect) {
+        (_, None) => true,
+        (Some(open), Some(asked)) => open.is(asked),
+        (None, Some(_)) => false,
     }
 }
 

@@ -33,6 +33,25 @@ pub(crate) fn reset_last_insert_rowid(connection: &Connection) {
     unsafe { ffi::sqlite3_set_last_insert_rowid(connection.handle(), 0) }
 }
 
+/// Lets neither SQL nor C load an extension from now on; answers whether it still could.
+pub(crate) fn forbid_extensions(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut still: std::ffi::c_int = -1;
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. This
+    // option takes an `int` and a pointer to one (<https://www.sqlite.org/c3ref/c_dbconfig_defensive.html>).
+    let code = unsafe {
+        ffi::sqlite3_db_config(
+            connection.handle(),
+            ffi::SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION,
+            0 as std::ffi::c_int,
+            ptr::from_mut(&mut still),
+        )
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(still != 0),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
+}
+
 /// Resets every statement that was left half-stepped, so that it no longer pins the WAL.
 pub(crate) fn reset_statements(connection: &Connection) {
     // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. The

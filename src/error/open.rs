@@ -77,6 +77,13 @@ pub enum OpenErrorReason {
         /// What SQLite answered.
         found: String,
     },
+    /// The hook of [`Builder::on_connect`](crate::Builder::on_connect) failed, or left a transaction open.
+    OnConnect(Cause),
+    /// The hook of [`Builder::on_connect`](crate::Builder::on_connect) panicked.
+    OnConnectPanicked {
+        /// The message of the panic.
+        message: String,
+    },
     /// SQLite could not open or read the file.
     Sqlite(Cause),
     /// The operating system refused something.
@@ -129,6 +136,10 @@ impl fmt::Display for OpenErrorReason {
             Self::Pragma { name, wanted, found } => {
                 write!(f, "SQLite answered {found} where {name} = {wanted} was asked for")
             }
+            Self::OnConnect(_) => f.write_str("the hook for its connections failed"),
+            Self::OnConnectPanicked { message } => {
+                write!(f, "the hook for its connections panicked: {message}")
+            }
             Self::Sqlite(_) => f.write_str("SQLite could not open it"),
             Self::Io(_) => f.write_str("the operating system refused it"),
         }
@@ -139,7 +150,9 @@ impl StdError for OpenError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.reason {
             OpenErrorReason::Config(error) => Some(error),
-            OpenErrorReason::NotADatabase(cause) | OpenErrorReason::Sqlite(cause) => Some(cause.as_sqlite()),
+            OpenErrorReason::NotADatabase(cause)
+            | OpenErrorReason::OnConnect(cause)
+            | OpenErrorReason::Sqlite(cause) => Some(cause.as_sqlite()),
             OpenErrorReason::Io(error) => Some(error),
             _ => None,
         }
@@ -150,7 +163,9 @@ impl StdError for OpenError {
 impl From<OpenErrorReason> for Cause {
     fn from(reason: OpenErrorReason) -> Self {
         match reason {
-            OpenErrorReason::Sqlite(cause) | OpenErrorReason::NotADatabase(cause) => cause,
+            OpenErrorReason::Sqlite(cause)
+            | OpenErrorReason::OnConnect(cause)
+            | OpenErrorReason::NotADatabase(cause) => cause,
             other => {
                 let cannot_open = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
                 Self::from(rusqlite::Error::SqliteFailure(cannot_open, Some(other.to_string())))
