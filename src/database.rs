@@ -266,7 +266,7 @@ impl Database {
     /// Who holds the writer now, and since when; `None` while it is idle.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
-        self.service.board.holder()
+        self.service.holder()
     }
 
     /// The canonical path of the database file.
@@ -283,6 +283,8 @@ impl Database {
 
     /// Accepts nothing more, finishes what was accepted within the limit, answers everyone, empties the WAL
     /// and closes the file. Every other handle finds the service closed.
+    ///
+    /// In a fork of the process that opened the database there is nothing to close, and nothing is done.
     ///
     /// # Errors
     /// [`ShutdownError`] if user code still runs on the writer thread after the limit.

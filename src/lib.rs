@@ -54,6 +54,7 @@ mod shutdown;
 mod token;
 mod transaction;
 
+mod fork;
 mod on_connect;
 mod open;
 mod registry;

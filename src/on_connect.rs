@@ -44,14 +44,13 @@ impl OnConnect {
             || (self.without_state.is_some() && self.without_state == other.without_state)
     }
 
-    /// Runs the hook, and takes back what it must not leave behind.
+    /// Runs the hook.
     pub(crate) fn run(&self, connection: &Connection, role: ConnectionRole) -> Result<(), OpenErrorReason> {
         match catch_unwind(AssertUnwindSafe(|| (self.hook)(connection, role))) {
             Ok(result) => result.map_err(|error| OpenErrorReason::OnConnect(error.into()))?,
             Err(panic) => return Err(OpenErrorReason::OnConnectPanicked { message: panic_message(panic) }),
         }
-        // A statement that it cached would be handed to user code past the authorizer, `COMMIT` for one.
-        connection.flush_prepared_statement_cache();
+        // Statements that it left in the cache are no way past the authorizer: installing that expires them.
         if connection.is_autocommit() {
             return Ok(());
         }

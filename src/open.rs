@@ -39,12 +39,18 @@ fn open_or_reason(
     let location = Location { path: file.path.clone(), vfs, on_connect };
     match registry::find(file.id()?, config.shutdown_wait_max)? {
         Found::Open(service) => same_options(service, &location, &config),
+        Found::OpenBeforeFork => {
+            file.disown();
+            // As long as the parent has it open, that is the better answer.
+            Sidecar::acquire(&file.path)?.release();
+            Err(OpenErrorReason::OpenBeforeFork)
+        }
         Found::Vacant(claimed) => {
             connection::require_database(&location)?;
             let sidecar = Sidecar::acquire(&file.path).inspect_err(|_| file.disown())?;
+            claimed.keep(sidecar);
             let publisher = claimed.publisher();
-            // Released in this order: first another process may open the file, then another open in this one.
-            let service = Service::start(location, config, (sidecar, claimed))?;
+            let service = Service::start(location, config, claimed)?;
             publisher.publish(&service);
             file.disown();
             Ok(service)

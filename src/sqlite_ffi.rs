@@ -1,4 +1,4 @@
-//! The few SQLite calls that rusqlite does not offer: the only unsafe code of the crate.
+//! The only unsafe code of the crate: the few SQLite calls that rusqlite does not offer, and one of the system.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -96,6 +96,24 @@ pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()
     match code {
         ffi::SQLITE_OK => Ok(()),
         code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
+}
+
+// The system.
+
+/// Has `prepare` called before every fork of this process, then `parent` in it and `child` in the fork, all on
+/// the thread that forks. For good: what is registered can't be taken back.
+#[cfg(unix)]
+pub(crate) fn at_fork(
+    prepare: extern "C" fn(),
+    parent: extern "C" fn(),
+    child: extern "C" fn(),
+) -> std::io::Result<()> {
+    // SAFETY: the three are functions of this program, which are there for as long as it runs, and safe to
+    // call at any time, from any thread.
+    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(code)),
     }
 }
 

@@ -180,7 +180,7 @@ fn a_reader_that_the_hook_fails_later_fails_its_read_and_no_other() {
 fn it_can_not_lift_what_guards_user_code() {
     let dir = tempfile::tempdir().unwrap();
     let db = open(builder(&dir).on_connect(|connection, _| {
-        // A statement cached here would be found by its text, and pass the authorizer.
+        // A statement cached here is found by its text, and was prepared before the authorizer was there.
         connection.prepare_cached("COMMIT")?;
         connection
             .authorizer(Some(|_: rusqlite::hooks::AuthContext<'_>| rusqlite::hooks::Authorization::Allow))?;

@@ -56,6 +56,11 @@ pub enum OpenErrorReason {
         /// Its process id, where the lock file tells.
         pid: Option<u32>,
     },
+    /// This process is a fork of one that had the database open at the time of the fork.
+    ///
+    /// SQLite believes that the locks of then are still held here, which they are not, and would take none of its
+    /// own: two processes would write over each other. Fork before the database is opened, or run a new program.
+    OpenBeforeFork,
     /// This process has the database open with another value of this option: use that handle, or the same.
     OptionDiffers {
         /// The field of [`Config`](crate::Config).
@@ -126,6 +131,9 @@ impl fmt::Display for OpenErrorReason {
             Self::HeldByProcess { pid: None } => {
                 f.write_str("another process has it open as its sole writer")
             }
+            Self::OpenBeforeFork => f.write_str(
+                "this process is a fork of one that had it open; fork before, or run a new program",
+            ),
             Self::OptionDiffers { option } => {
                 write!(f, "this process has it open with another value of `{option}`")
             }
