@@ -72,6 +72,7 @@ mod writer;
 mod connection;
 mod failure;
 mod file_system;
+mod identity;
 mod sqlite_ffi;
 mod sync;
 mod watchdog;
