@@ -1,6 +1,7 @@
 //! The kinds of work a caller can send: closures, typed commands, single statements.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::marker::PhantomData;
 
 use rusqlite::types::{ToSql, ToSqlOutput, Value};
@@ -168,7 +169,6 @@ impl<C: Command> Work for Typed<C> {
 }
 
 /// One statement with owned parameters; answers how many rows it changed.
-#[derive(Debug)]
 pub struct Execute {
     sql: Cow<'static, str>,
     parameters: rusqlite::Result<Vec<Value>>,
@@ -185,6 +185,13 @@ impl Execute {
             return std::mem::replace(&mut self.parameters, Ok(Vec::new())).map(|_| [].as_slice());
         }
         Ok(self.parameters.as_deref().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Execute {
+    /// Without the parameters: they are the caller's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execute").field("sql", &self.sql).finish_non_exhaustive()
     }
 }
 
