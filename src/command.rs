@@ -320,3 +320,14 @@ fn value_bytes(value: &Value) -> usize {
             Value::Null | Value::Integer(_) | Value::Real(_) => 0,
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_shows_its_text_and_not_its_parameters() {
+        let shown = format!("{:?}", Execute::new("SELECT ?1".into(), ("b0und-v4lue",)));
+        assert!(shown.contains("SELECT ?1") && !shown.contains("b0und"), "{shown}");
+    }
+}
