@@ -355,8 +355,8 @@ impl Builder {
     /// let builder = Database::builder(&path)
     ///     .on_connect(|connection, _role| connection.pragma_update(None, "case_sensitive_like", true));
     /// let db = builder.open().await?;
-    /// let alike = db.read("like", |tx| tx.query_row("SELECT 'a' LIKE 'A'", (), |row| row.get(0))).await?;
-    /// assert_eq!(alike, false);
+    /// let alike: bool = db.read("like", |tx| tx.query_row("SELECT 'a' LIKE 'A'", (), |row| row.get(0))).await?;
+    /// assert!(!alike);
     /// # Ok(()) }
     /// ```
     pub fn on_connect<F>(mut self, hook: F) -> Self
