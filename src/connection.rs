@@ -158,6 +158,10 @@ pub(crate) fn configure(
     }
     #[cfg(target_vendor = "apple")]
     set(connection, "fullfsync", "1", "1")?;
+    if role == Role::Writer {
+        // It waits for the lock of another process by itself, and hears its callers meanwhile.
+        connection.busy_timeout(Duration::ZERO)?;
+    }
     Ok(())
 }
 
@@ -308,18 +312,19 @@ pub(crate) struct Checkpointed {
     pub(crate) copied_pages: u64,
 }
 
-/// Runs a checkpoint that waits for readers for at most `wait`.
+/// Runs a checkpoint that waits for readers for at most `wait`, and leaves the connection as patient as it was.
 pub(crate) fn checkpoint(
     connection: &Connection,
     mode: CheckpointMode,
     wait: Duration,
-    config: &Config,
+    _config: &Config,
 ) -> rusqlite::Result<Checkpointed> {
     let sql = match mode {
         CheckpointMode::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
         CheckpointMode::Restart => "PRAGMA wal_checkpoint(RESTART)",
         CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
     };
+    let patience = busy_timeout(connection)?;
     if mode != CheckpointMode::Passive {
         connection.busy_timeout(wait)?;
     }
@@ -328,9 +333,14 @@ pub(crate) fn checkpoint(
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
     if mode != CheckpointMode::Passive {
-        connection.busy_timeout(config.busy_timeout)?;
+        connection.busy_timeout(patience)?;
     }
     result
+}
+
+fn busy_timeout(connection: &Connection) -> rusqlite::Result<Duration> {
+    let millis = connection.pragma_query_value(None, "busy_timeout", |row| row.get::<_, u32>(0))?;
+    Ok(Duration::from_millis(millis.into()))
 }
 
 #[cfg(test)]
@@ -378,6 +388,37 @@ mod tests {
                 assert_eq!(synchronous.unwrap(), 2, "{role:?}");
             }
         }
+    }
+
+    #[test]
+    fn only_the_writer_waits_for_nobody_also_after_a_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let (location, config) = (location(&directory), Config::default());
+        for role in ROLES {
+            let connection = open(&location, role, &config).unwrap();
+            let patience = if role == Role::Writer { Duration::ZERO } else { config.busy_timeout };
+            assert_eq!(busy_timeout(&connection).unwrap(), patience, "{role:?}");
+            if role == Role::Reader {
+                continue;
+            }
+            for mode in [CheckpointMode::Passive, CheckpointMode::Restart, CheckpointMode::Truncate] {
+                checkpoint(&connection, mode, Duration::from_millis(1), &config).unwrap();
+                assert_eq!(busy_timeout(&connection).unwrap(), patience, "{role:?}, {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_that_meets_a_lock_is_told_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (location, config) = (location(&directory), Config::default());
+        let writer = open(&location, Role::Writer, &config).unwrap();
+        let other = open(&location, Role::Writer, &config).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let began = std::time::Instant::now();
+        let refused = writer.execute_batch("BEGIN IMMEDIATE").unwrap_err();
+        assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
+        assert!(began.elapsed() < config.busy_timeout / 10);
     }
 
     #[test]
