@@ -1,6 +1,7 @@
 //! The kinds of work a caller can send: closures, typed commands, single statements.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::marker::PhantomData;
 
 use rusqlite::types::{ToSql, ToSqlOutput, Value};
@@ -209,7 +210,6 @@ impl<C: Command> Work for Typed<C> {
 }
 
 /// One statement with owned parameters; answers how many rows it changed.
-#[derive(Debug)]
 pub struct Execute {
     sql: Cow<'static, str>,
     parameters: rusqlite::Result<Vec<Value>>,
@@ -226,6 +226,13 @@ impl Execute {
         self.parameters.as_deref().map_err(|error| {
             rusqlite::Error::ToSqlConversionFailure(error.to_string().into())
         })
+    }
+}
+
+impl fmt::Debug for Execute {
+    /// Without the parameters: they are the caller's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execute").field("sql", &self.sql).finish_non_exhaustive()
     }
 }
 
@@ -352,4 +359,15 @@ fn value_bytes(value: &Value) -> usize {
             Value::Blob(blob) => blob.len(),
             Value::Null | Value::Integer(_) | Value::Real(_) => 0,
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_shows_its_text_and_not_its_parameters() {
+        let shown = format!("{:?}", Execute::new("SELECT ?1".into(), ("b0und-v4lue",)));
+        assert!(shown.contains("SELECT ?1") && !shown.contains("b0und"), "{shown}");
+    }
 }

@@ -5,23 +5,34 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
 
-use crate::config::{Config, Durability};
+use crate::config::{Checkpoints, Config, Durability};
 use crate::error::OpenErrorReason;
+use crate::on_connect::{ConnectionRole, OnConnect};
 use crate::sqlite_ffi;
 
 /// The first version without the WAL-reset bug, which corrupts a database that one connection writes while
 /// another checkpoints: just what this crate does (<https://www.sqlite.org/wal.html#walresetbug>).
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 
-/// Which file, and through which VFS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The longest SQL text. SQLite counts the rest of a whole script here, so that of an import must fit; its own
+/// limit is 1 GB.
+const SQL_BYTES_MAX: i32 = 16 * 1024 * 1024;
+
+/// The longest pattern of LIKE and GLOB. One match takes the product of both lengths, and nothing can end it
+/// halfway: 50,000 bytes, SQLite's limit, on a text of a megabyte hold the writer for a minute.
+const LIKE_PATTERN_BYTES_MAX: i32 = 1_000;
+
+/// Which file, through which VFS, and what the caller does to each connection.
+#[derive(Clone, Debug)]
 pub(crate) struct Location {
     pub(crate) path: PathBuf,
     /// `None` is SQLite's default.
     pub(crate) vfs: Option<String>,
+    pub(crate) on_connect: Option<OnConnect>,
 }
 
 /// What a connection is for.
@@ -41,6 +52,15 @@ impl Role {
                 Self::Writer | Self::Checkpointer => OpenFlags::SQLITE_OPEN_READ_WRITE,
                 Self::Reader => OpenFlags::SQLITE_OPEN_READ_ONLY,
             }
+    }
+
+    /// What user code knows it as; the checkpointer runs none, so it needs nothing that user code asks for.
+    fn of_user_code(self) -> Option<ConnectionRole> {
+        match self {
+            Self::Writer => Some(ConnectionRole::Writer),
+            Self::Checkpointer => None,
+            Self::Reader => Some(ConnectionRole::Reader),
+        }
     }
 }
 
@@ -91,16 +111,28 @@ pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<C
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
     }?;
-    configure(&connection, role, config)?;
+    configure(&connection, role, location, config)?;
     Ok(connection)
 }
 
 /// Makes every setting that matters explicit, and reads it back: another build of SQLite may have other
 /// defaults, and a pragma it does not know is silently ignored.
-pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) -> Result<(), OpenErrorReason> {
+///
+/// The caller's hook runs first, so that it can't take any of this back.
+pub(crate) fn configure(
+    connection: &Connection,
+    role: Role,
+    location: &Location,
+    config: &Config,
+) -> Result<(), OpenErrorReason> {
+    if let (Some(on_connect), Some(role)) = (&location.on_connect, role.of_user_code()) {
+        on_connect.run(connection, role)?;
+    }
     connection.set_prepared_statement_cache_capacity(config.statement_cache_capacity);
     // First, since reading the schema may meet a lock (recovery, the last close of another process).
     connection.busy_timeout(config.busy_timeout)?;
+    set_switches(connection, config)?;
+    set_limits(connection, config)?;
     let cache_kib = i64::try_from(config.cache_bytes / 1024).unwrap_or(i64::MAX);
     let reader = role == Role::Reader;
     let integers = [
@@ -127,10 +159,54 @@ pub(crate) fn configure(connection: &Connection, role: Role, config: &Config) ->
     #[cfg(target_vendor = "apple")]
     set(connection, "fullfsync", "1", "1")?;
     if role == Role::Writer {
-        // From now on the writer waits by itself, and for checkpoints as long as each of them says.
+        // It waits for the lock of another process by itself, and hears its callers meanwhile.
         connection.busy_timeout(Duration::ZERO)?;
     }
     Ok(())
+}
+
+/// What SQL and a file from someone else may not do (<https://www.sqlite.org/security.html>), and whether the
+/// last close checkpoints.
+///
+/// Strings in double quotes stay allowed: that is for misspelled columns, and would break SQL that works.
+fn set_switches(connection: &Connection, config: &Config) -> Result<(), OpenErrorReason> {
+    let switches = [
+        // No writes to the shadow tables of an index or to the schema as a table.
+        ("defensive", DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        ("trusted_schema", DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, config.trusted_schema),
+        (
+            "no_ckpt_on_close",
+            DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
+            config.checkpoints == Checkpoints::External,
+        ),
+    ];
+    for (name, switch, wanted) in switches {
+        connection.set_db_config(switch, wanted)?;
+        verify(name, wanted, connection.db_config(switch)?)?;
+    }
+    verify("load_extension", false, sqlite_ffi::forbid_extensions(connection)?)
+}
+
+/// Only limits whose honest uses lie far below. Not the depth of triggers, which those of ON DELETE CASCADE
+/// count towards, nor the number of attached databases, which VACUUM needs one of.
+fn set_limits(connection: &Connection, config: &Config) -> Result<(), OpenErrorReason> {
+    let limits = [
+        ("value_bytes_max", Limit::SQLITE_LIMIT_LENGTH, config.value_bytes_max.cast_signed()),
+        ("sql_length", Limit::SQLITE_LIMIT_SQL_LENGTH, SQL_BYTES_MAX),
+        ("like_pattern_length", Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, LIKE_PATTERN_BYTES_MAX),
+    ];
+    for (name, limit, wanted) in limits {
+        connection.set_limit(limit, wanted)?;
+        verify(name, wanted, connection.limit(limit)?)?;
+    }
+    Ok(())
+}
+
+fn verify<T: PartialEq + ToString>(name: &'static str, wanted: T, found: T) -> Result<(), OpenErrorReason> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(OpenErrorReason::Pragma { name, wanted: wanted.to_string(), found: found.to_string() })
 }
 
 /// Sets how much a commit survives; between transactions only, SQLite can't change it inside one.
@@ -214,10 +290,7 @@ fn set(
         Ok(_) | Err(rusqlite::Error::QueryReturnedNoRows) => "nothing".into(),
         Err(error) => return Err(error.into()),
     };
-    if found == wanted {
-        return Ok(());
-    }
-    Err(OpenErrorReason::Pragma { name, wanted: wanted.into(), found })
+    verify(name, wanted, &found)
 }
 
 /// Closes a connection; the handle of one that user code leaked a statement of is leaked with it.
@@ -261,7 +334,7 @@ pub(crate) struct Checkpointed {
     pub(crate) copied_pages: u64,
 }
 
-/// Runs a checkpoint that waits for readers for at most `wait`, on a connection that waits for nothing else.
+/// Runs a checkpoint that waits for readers for at most `wait`, and leaves the connection as patient as it was.
 pub(crate) fn checkpoint(
     connection: &Connection,
     mode: CheckpointMode,
@@ -273,11 +346,121 @@ pub(crate) fn checkpoint(
         CheckpointMode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
         CheckpointMode::Noop => "PRAGMA wal_checkpoint(NOOP)",
     };
-    connection.busy_timeout(wait)?;
+    let patience = busy_timeout(connection)?;
+    let waits = matches!(mode, CheckpointMode::Restart | CheckpointMode::Truncate);
+    if waits {
+        connection.busy_timeout(wait)?;
+    }
     let result = connection.query_row(sql, (), |row| {
         let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
-    connection.busy_timeout(Duration::ZERO)?;
+    if waits {
+        connection.busy_timeout(patience)?;
+    }
     result
+}
+
+fn busy_timeout(connection: &Connection) -> rusqlite::Result<Duration> {
+    let millis = connection.pragma_query_value(None, "busy_timeout", |row| row.get::<_, u32>(0))?;
+    Ok(Duration::from_millis(millis.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const ROLES: [Role; 3] = [Role::Writer, Role::Checkpointer, Role::Reader];
+
+    fn location(directory: &tempfile::TempDir) -> Location {
+        let path = directory.path().join("test.db");
+        std::fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        Location { path, vfs: None, on_connect: None }
+    }
+
+    #[test]
+    fn every_connection_is_hardened_whatever_the_hook_did() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut location = location(&directory);
+        location.on_connect = Some(OnConnect::new(|connection, _| {
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, true)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, 5)?;
+            connection.pragma_update(None, "synchronous", 0)
+        }));
+        for trusted_schema in [false, true] {
+            let config = Config { trusted_schema, ..Config::default() };
+            for role in ROLES {
+                let connection = open(&location, role, &config).unwrap();
+                let switch = |switch| connection.db_config(switch).unwrap();
+                assert!(switch(DbConfig::SQLITE_DBCONFIG_DEFENSIVE), "{role:?}");
+                assert_eq!(switch(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA), trusted_schema, "{role:?}");
+                assert!(!switch(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE), "{role:?}");
+                let limit = |limit| connection.limit(limit).unwrap();
+                assert_eq!(limit(Limit::SQLITE_LIMIT_LENGTH), 256 << 20, "{role:?}");
+                assert_eq!(limit(Limit::SQLITE_LIMIT_SQL_LENGTH), SQL_BYTES_MAX, "{role:?}");
+                assert_eq!(
+                    limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH),
+                    LIKE_PATTERN_BYTES_MAX,
+                    "{role:?}"
+                );
+                let synchronous =
+                    connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+                assert_eq!(synchronous.unwrap(), 2, "{role:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_writer_waits_for_nobody_also_after_a_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        let (location, config) = (location(&directory), Config::default());
+        for role in ROLES {
+            let connection = open(&location, role, &config).unwrap();
+            let patience = if role == Role::Writer { Duration::ZERO } else { config.busy_timeout };
+            assert_eq!(busy_timeout(&connection).unwrap(), patience, "{role:?}");
+            if role == Role::Reader {
+                continue;
+            }
+            for mode in [CheckpointMode::Passive, CheckpointMode::Restart, CheckpointMode::Truncate] {
+                checkpoint(&connection, mode, Duration::from_millis(1)).unwrap();
+                assert_eq!(busy_timeout(&connection).unwrap(), patience, "{role:?}, {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_that_meets_a_lock_is_told_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (location, config) = (location(&directory), Config::default());
+        let writer = open(&location, Role::Writer, &config).unwrap();
+        let other = open(&location, Role::Writer, &config).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let began = std::time::Instant::now();
+        let refused = writer.execute_batch("BEGIN IMMEDIATE").unwrap_err();
+        assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
+        assert!(began.elapsed() < config.busy_timeout / 10);
+    }
+
+    #[test]
+    fn where_another_program_checkpoints_no_close_does() {
+        for (checkpoints, stays) in [(Checkpoints::External, true), (Checkpoints::Service, false)] {
+            let directory = tempfile::tempdir().unwrap();
+            let location = location(&directory);
+            let config = Config { checkpoints, ..Config::default() };
+            let writer = open(&location, Role::Writer, &config).unwrap();
+            let others =
+                [Role::Checkpointer, Role::Reader].map(|role| open(&location, role, &config).unwrap());
+            writer.execute_batch("CREATE TABLE t (x)").unwrap();
+            close(writer);
+            // The last close is that of a connection which could checkpoint.
+            let [checkpointer, reader] = others;
+            close(reader);
+            close(checkpointer);
+            let wal = directory.path().join("test.db-wal");
+            assert_eq!(wal.metadata().is_ok_and(|wal| wal.len() > 0), stays, "{checkpoints:?}");
+        }
+    }
 }

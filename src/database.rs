@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::Stream;
-use rusqlite::Row;
+use rusqlite::{Connection, Row};
 
 use crate::command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work};
 use crate::config::Config;
@@ -16,6 +16,7 @@ use crate::import::Import;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::maintenance::{Maintain, Maintenance};
+use crate::on_connect::{ConnectionRole, OnConnect};
 use crate::open;
 use crate::read::Read;
 use crate::service::Service;
@@ -70,7 +71,7 @@ impl Database {
 
     /// Prepares to open the database at `path` with settings of its own.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
-        Builder { path: path.as_ref().into(), vfs: None, config: Config::default() }
+        Builder { path: path.as_ref().into(), vfs: None, on_connect: None, config: Config::default() }
     }
 
     /// Runs a closure on the writer thread and answers after the group it joined has been committed.
@@ -302,7 +303,7 @@ impl Database {
     /// Who holds the writer now, and since when; `None` while it is idle.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
-        self.service.board.holder()
+        self.service.holder()
     }
 
     /// The canonical path of the database file.
@@ -319,6 +320,8 @@ impl Database {
 
     /// Accepts nothing more, finishes what was accepted within the limit, answers everyone, empties the WAL
     /// and closes the file. Every other handle finds the service closed.
+    ///
+    /// In a fork of the process that opened the database there is nothing to close, and nothing is done.
     ///
     /// # Errors
     /// [`ShutdownError`] if user code still runs on the writer thread after the limit.
@@ -355,6 +358,7 @@ impl fmt::Debug for Database {
 pub struct Builder {
     path: PathBuf,
     vfs: Option<String>,
+    on_connect: Option<OnConnect>,
     config: Config,
 }
 
@@ -362,6 +366,41 @@ impl Builder {
     /// Sets every option at once, as read from a file, say.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self
+    }
+
+    /// Runs `hook` on every connection that user code will meet, now and whenever one is replaced: to register
+    /// functions and collations, or to load extensions.
+    ///
+    /// It runs first, so the settings of this crate win over its own, and the authorizer does not stop it. What
+    /// it loads is loaded once for each connection; loading is off again afterwards. It must leave no
+    /// transaction open, and not write: connections are opened at any time. Functions that the schema itself
+    /// uses, in a trigger or an index, must be marked as innocuous unless
+    /// [`trusted_schema`](Config::trusted_schema) is on.
+    ///
+    /// A second open of the file in this process may ask for no hook, or for the same: one that holds no state
+    /// is known by its type, any other only as a clone of the same `Builder`. If the hook fails or panics, the
+    /// connection is not used: an open fails, and so does a read that needed a new connection.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("app.db");
+    /// use solewriter::Database;
+    ///
+    /// let builder = Database::builder(&path)
+    ///     .on_connect(|connection, _role| connection.pragma_update(None, "case_sensitive_like", true));
+    /// let db = builder.open().await?;
+    /// let alike: bool = db.read("like", |tx| tx.query_row("SELECT 'a' LIKE 'A'", (), |row| row.get(0))).await?;
+    /// assert!(!alike);
+    /// # Ok(()) }
+    /// ```
+    pub fn on_connect<F>(mut self, hook: F) -> Self
+    where
+        F: Fn(&Connection, ConnectionRole) -> rusqlite::Result<()> + Send + Sync + 'static,
+    {
+        self.on_connect = Some(OnConnect::new(hook));
         self
     }
 
@@ -396,6 +435,6 @@ impl Builder {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_blocking(self) -> Result<Database, OpenError> {
-        open::open(&self.path, self.vfs, self.config).map(|service| Database { service })
+        open::open(&self.path, self.vfs, self.on_connect, self.config).map(|service| Database { service })
     }
 }

@@ -56,6 +56,8 @@ mod token;
 mod transaction;
 mod user_code;
 
+mod fork;
+mod on_connect;
 mod open;
 mod registry;
 mod service;
@@ -72,6 +74,8 @@ mod writer;
 
 mod connection;
 mod failure;
+mod file_system;
+mod identity;
 mod rules;
 mod sqlite_ffi;
 mod sync;
@@ -108,6 +112,7 @@ pub use label::Label;
 pub use lane::{Lane, PerLane};
 pub use maintenance::{Maintain, Maintenance};
 pub use message::{Committed, Timing};
+pub use on_connect::ConnectionRole;
 pub use read::Read;
 pub use rusqlite;
 pub use shutdown::{Drain, ShutdownError, ShutdownReport};

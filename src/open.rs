@@ -11,28 +11,46 @@ use file_id::FileId;
 use crate::config::Config;
 use crate::connection::{self, Location};
 use crate::error::{OpenError, OpenErrorReason};
+use crate::file_system;
+use crate::on_connect::OnConnect;
 use crate::registry::{self, Found};
 use crate::service::Service;
 use crate::sidecar::Sidecar;
 
 /// Opens the database at `path`, or finds the service that has it open in this process. Blocks.
-pub(crate) fn open(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenError> {
-    open_or_reason(path, vfs, config).map_err(|reason| OpenError { path: path.into(), reason })
+pub(crate) fn open(
+    path: &Path,
+    vfs: Option<String>,
+    on_connect: Option<OnConnect>,
+    config: Config,
+) -> Result<Arc<Service>, OpenError> {
+    open_or_reason(path, vfs, on_connect, config).map_err(|reason| OpenError { path: path.into(), reason })
 }
 
-fn open_or_reason(path: &Path, vfs: Option<String>, config: Config) -> Result<Arc<Service>, OpenErrorReason> {
+fn open_or_reason(
+    path: &Path,
+    vfs: Option<String>,
+    on_connect: Option<OnConnect>,
+    config: Config,
+) -> Result<Arc<Service>, OpenErrorReason> {
     config.validate().map_err(OpenErrorReason::Config)?;
     connection::require_sqlite_version()?;
-    let file = DatabaseFile::find(path, config.create)?;
-    let location = Location { path: file.path.clone(), vfs };
+    let file = DatabaseFile::find(path, &config)?;
+    let location = Location { path: file.path.clone(), vfs, on_connect };
     match registry::find(file.id()?, config.shutdown_wait_max)? {
         Found::Open(service) => same_options(service, &location, &config),
+        Found::OpenBeforeFork => {
+            file.disown();
+            // As long as the parent has it open, that is the better answer.
+            Sidecar::acquire(&file.path)?.release();
+            Err(OpenErrorReason::OpenBeforeFork)
+        }
         Found::Vacant(claimed) => {
             connection::require_database(&location)?;
             let sidecar = Sidecar::acquire(&file.path).inspect_err(|_| file.disown())?;
+            claimed.keep(sidecar);
             let publisher = claimed.publisher();
-            // Released in this order: first another process may open the file, then another open in this one.
-            let service = Service::start(location, config, (sidecar, claimed))?;
+            let service = Service::start(location, config, claimed)?;
             publisher.publish(&service);
             file.disown();
             Ok(service)
@@ -45,14 +63,25 @@ fn same_options(
     location: &Location,
     config: &Config,
 ) -> Result<Arc<Service>, OpenErrorReason> {
-    let differing = if service.location.vfs == location.vfs {
-        service.config.first_difference(config)
-    } else {
+    let differing = if service.location.vfs != location.vfs {
         Some("vfs")
+    } else if !has_hook_of(&service.location, location) {
+        Some("on_connect")
+    } else {
+        service.config.first_difference(config)
     };
     match differing {
         None => Ok(service),
         Some(option) => Err(OpenErrorReason::OptionDiffers { option }),
+    }
+}
+
+/// Whether the connections that are open have what `asked` wants; who asks for no hook can use any.
+fn has_hook_of(open: &Location, asked: &Location) -> bool {
+    match (&open.on_connect, &asked.on_connect) {
+        (_, None) => true,
+        (Some(open), Some(asked)) => open.is(asked),
+        (None, Some(_)) => false,
     }
 }
 
@@ -64,20 +93,20 @@ struct DatabaseFile {
 }
 
 impl DatabaseFile {
-    fn find(path: &Path, create: bool) -> Result<Self, OpenErrorReason> {
+    fn find(path: &Path, config: &Config) -> Result<Self, OpenErrorReason> {
         // SQLite would take these for a database in memory, a temporary one, or a URI with options.
         let text = path.to_string_lossy();
         if text.is_empty() || text == ":memory:" || text.starts_with("file:") {
             return Err(OpenErrorReason::NotAFilePath);
         }
         match fs::canonicalize(path) {
-            Ok(path) => Self::existing(path),
-            Err(error) if error.kind() == ErrorKind::NotFound => Self::missing(path, create),
+            Ok(path) => Self::existing(path, config),
+            Err(error) if error.kind() == ErrorKind::NotFound => Self::missing(path, config),
             Err(error) => Err(refusal(error, path)),
         }
     }
 
-    fn existing(path: PathBuf) -> Result<Self, OpenErrorReason> {
+    fn existing(path: PathBuf, config: &Config) -> Result<Self, OpenErrorReason> {
         let metadata = fs::metadata(&path).map_err(|error| refusal(error, &path))?;
         if !metadata.is_file() {
             return Err(OpenErrorReason::NotAFile);
@@ -90,21 +119,23 @@ impl DatabaseFile {
                 return Err(OpenErrorReason::HardLinks { links });
             }
         }
+        require_local(directory_of(&path), config)?;
         require_access(&path)?;
         require_access(directory_of(&path))?;
         Ok(Self { path, made_here: Cell::new(false) })
     }
 
-    fn missing(path: &Path, create: bool) -> Result<Self, OpenErrorReason> {
+    fn missing(path: &Path, config: &Config) -> Result<Self, OpenErrorReason> {
         let directory = fs::canonicalize(directory_of(path)).map_err(|error| match error.kind() {
             ErrorKind::NotFound => OpenErrorReason::DirectoryMissing,
             _ => refusal(error, directory_of(path)),
         })?;
         let name = path.file_name().ok_or(OpenErrorReason::NotAFile)?;
         let leads_nowhere = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
-        if !create || leads_nowhere {
+        if !config.create || leads_nowhere {
             return Err(OpenErrorReason::Missing);
         }
+        require_local(&directory, config)?;
         require_access(&directory)?;
         let path = directory.join(name);
         // SQLite would create it readable for everyone; the -wal and -shm files take its mode.
@@ -114,7 +145,7 @@ impl DatabaseFile {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         match options.open(&path) {
             Ok(_) => Ok(Self { path, made_here: Cell::new(true) }),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::existing(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Self::existing(path, config),
             Err(error) => Err(refusal(error, &path)),
         }
     }
@@ -151,6 +182,17 @@ fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
+    }
+}
+
+/// Fails if the WAL would lie where it is not safe, unless that is asked for.
+fn require_local(directory: &Path, config: &Config) -> Result<(), OpenErrorReason> {
+    if config.allow_network_file_system {
+        return Ok(());
+    }
+    match file_system::unsafe_for_wal(directory).map_err(|error| refusal(error, directory))? {
+        Some(kind) => Err(OpenErrorReason::NetworkFileSystem { kind }),
+        None => Ok(()),
     }
 }
 

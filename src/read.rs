@@ -45,11 +45,14 @@ impl<'db, F, M> Read<'db, F, M> {
         self
     }
 
-    /// Fails if the token can't say anything about this opening of the database.
+    /// Fails in a fork of the process, and if the token can't say anything about this opening of the database.
     ///
     /// A token of this opening names a commit that has happened, and SQLite shows every commit to each read
     /// that begins after it: so there is nothing to wait for.
     fn check_token<E>(&self) -> Result<(), ReadError<E>> {
+        if self.service.is_forked() {
+            return Err(ReadError::Forked);
+        }
         let known = self.service.board.last_commit();
         match self.after {
             Some(token) if token.partial_cmp(&known).is_none_or(std::cmp::Ordering::is_gt) => {

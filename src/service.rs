@@ -10,6 +10,8 @@ use crate::board::Board;
 use crate::config::{Checkpoints, Config};
 use crate::connection::{self, Location, Role};
 use crate::error::{Cause, OpenErrorReason};
+use crate::fork::Generation;
+use crate::holder::Holder;
 use crate::housekeeper::{Housekeeper, Housekeeping};
 use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
@@ -28,13 +30,18 @@ const LAST_CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
 /// How long reads may go on before every connection is opened anew; then they are interrupted.
 const REOPEN_WAIT: Duration = Duration::from_secs(1);
 
+/// The service of a fork is the parent's: it goes on there.
+const NOTHING_TO_CLOSE: ShutdownReport = ShutdownReport { not_started: 0, wal_pages_left: 0, stopped: false };
+
 /// What all handles of a database share. Dropping it closes the database in the background.
 pub(crate) struct Service {
-    pub(crate) outbox: Outbox,
+    /// Shared so that a fork can keep it from being dropped.
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<Board>,
     pub(crate) readers: Arc<ReaderPool>,
     pub(crate) config: Config,
     pub(crate) location: Location,
+    generation: Generation,
     depth: QueueDepth,
     closing: AtomicBool,
     writer_thread: ThreadId,
@@ -62,14 +69,21 @@ impl Service {
         })?;
         Ok(Arc::new(Self {
             depth: QueueDepth::of(&outbox),
-            outbox,
+            outbox: Arc::new(outbox),
             board,
             readers,
             config,
             location,
+            generation: Generation::current(),
             closing: AtomicBool::new(false),
             writer_thread: thread.thread().id(),
         }))
+    }
+
+    /// Whether this process is a fork of the one that opened the database: there are no threads behind the
+    /// service here, and each of its locks may be held by one for ever.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.generation.is_past()
     }
 
     /// Whether this is the writer thread, which would wait for itself.
@@ -105,6 +119,9 @@ impl Service {
     }
 
     pub(crate) async fn shutdown(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
+        if self.is_forked() {
+            return Ok(NOTHING_TO_CLOSE);
+        }
         let limit = after(drain.limit);
         self.begin_shutdown(limit);
         if let Some(report) = until(limit, self.closed()).await {
@@ -116,6 +133,9 @@ impl Service {
     }
 
     pub(crate) fn shutdown_blocking(&self, drain: Drain) -> Result<ShutdownReport, ShutdownError> {
+        if self.is_forked() {
+            return Ok(NOTHING_TO_CLOSE);
+        }
         let limit = after(drain.limit);
         self.begin_shutdown(limit);
         if self.on_writer_thread() {
@@ -133,7 +153,14 @@ impl Service {
         ShutdownError { still_running: self.board.holder().map(|holder| holder.phase) }
     }
 
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        if self.is_forked() { None } else { self.board.holder() }
+    }
+
     pub(crate) fn stats(&self) -> Stats {
+        if self.is_forked() {
+            return Stats::default();
+        }
         let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
         self.board.summarize(&mut stats);
         self.readers.summarize(&mut stats);
@@ -142,8 +169,14 @@ impl Service {
 }
 
 impl Drop for Service {
+    #[expect(clippy::mem_forget, reason = "see below")]
     fn drop(&mut self) {
-        self.close();
+        if self.is_forked() {
+            // What would be closed is the parent's, and what would be told, and how, is behind locks.
+            std::mem::forget((self.outbox.clone(), self.board.clone(), self.readers.clone()));
+        } else {
+            self.close();
+        }
     }
 }
 

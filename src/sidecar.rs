@@ -11,9 +11,12 @@ use crate::error::OpenErrorReason;
 ///
 /// The file is never unlinked: another process may have it open already, and would then lock a file that
 /// nobody else can find. The operating system releases the lock of a process that dies.
+///
+/// A fork inherits the lock with the descriptor and shares it: it must close it, and never unlock it. So no
+/// `Drop` unlocks, and [`release`](Self::release) is for the owner alone.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
-    _file: File,
+    file: File,
 }
 
 impl Sidecar {
@@ -44,7 +47,14 @@ impl Sidecar {
             Err(TryLockError::Error(error)) => return Err(OpenErrorReason::Io(error)),
         }
         write_pid(&mut file).map_err(OpenErrorReason::Io)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// Lets the next one in, also where a program that is just being started has a copy of the descriptor.
+    pub(crate) fn release(self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::error!(%error, "the lock file stays locked until this process ends");
+        }
     }
 }
 
@@ -64,4 +74,34 @@ fn write_pid(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;
     writeln!(file, "{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_released_lock_is_free_though_somebody_has_a_copy_of_the_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test.db");
+        let sidecar = Sidecar::acquire(&path).unwrap();
+        let copy = sidecar.file.try_clone().unwrap();
+        assert!(matches!(Sidecar::acquire(&path), Err(OpenErrorReason::HeldByProcess { pid: Some(pid) })
+            if pid == std::process::id()));
+        sidecar.release();
+        Sidecar::acquire(&path).unwrap();
+        drop(copy);
+    }
+
+    #[test]
+    fn a_dropped_copy_leaves_the_lock_to_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("test.db");
+        let sidecar = Sidecar::acquire(&path).unwrap();
+        // What a fork does with what it inherits.
+        drop(Sidecar { file: sidecar.file.try_clone().unwrap() });
+        assert!(Sidecar::acquire(&path).is_err());
+        sidecar.release();
+    }
 }

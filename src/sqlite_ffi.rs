@@ -1,4 +1,4 @@
-//! The few SQLite calls that rusqlite does not offer: the only unsafe code of the crate.
+//! The only unsafe code of the crate: the few SQLite calls that rusqlite does not offer, and one of the system.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -37,6 +37,25 @@ pub(crate) fn reset_last_insert_rowid(connection: &Connection) {
 pub(crate) fn extended_error_code(connection: &Connection) -> i32 {
     // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
     unsafe { ffi::sqlite3_extended_errcode(connection.handle()) }
+}
+
+/// Lets neither SQL nor C load an extension from now on; answers whether it still could.
+pub(crate) fn forbid_extensions(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut still: std::ffi::c_int = -1;
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. This
+    // option takes an `int` and a pointer to one (<https://www.sqlite.org/c3ref/c_dbconfig_defensive.html>).
+    let code = unsafe {
+        ffi::sqlite3_db_config(
+            connection.handle(),
+            ffi::SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION,
+            0 as std::ffi::c_int,
+            ptr::from_mut(&mut still),
+        )
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(still != 0),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
 }
 
 /// Resets every statement that was left half-stepped, so that it no longer pins the WAL.
@@ -83,6 +102,24 @@ pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()
     match code {
         ffi::SQLITE_OK => Ok(()),
         code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
+}
+
+// The system.
+
+/// Has `prepare` called before every fork of this process, then `parent` in it and `child` in the fork, all on
+/// the thread that forks. For good: what is registered can't be taken back.
+#[cfg(unix)]
+pub(crate) fn at_fork(
+    prepare: extern "C" fn(),
+    parent: extern "C" fn(),
+    child: extern "C" fn(),
+) -> std::io::Result<()> {
+    // SAFETY: the three are functions of this program, which are there for as long as it runs, and safe to
+    // call at any time, from any thread.
+    match unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) } {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(code)),
     }
 }
 

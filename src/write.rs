@@ -131,6 +131,9 @@ impl<'db, W: Work, M> Write<'db, W, M> {
     /// Hands the command over if there is room.
     fn dispatch(self) -> Result<Dispatch<'db, W, M>, WriteError<W::Error>> {
         let service = self.service;
+        if service.is_forked() {
+            return Err(refuse(service, NotStarted::Forked));
+        }
         if service.on_writer_thread() {
             return Err(refuse(service, NotStarted::Reentrant));
         }

@@ -19,6 +19,7 @@ fn unusual() -> Config {
         queue_commands_max: 5,
         queue_bytes_max: 6,
         queue_wait_max: Duration::from_millis(7),
+        command_wait_max: Duration::from_millis(22),
         group_commands_max: 8,
         group_hold_max: Duration::from_millis(19),
         group_linger: Duration::from_millis(10),
@@ -30,11 +31,9 @@ fn unusual() -> Config {
         readers_overflow: 16,
         reader_wait_max: Duration::from_millis(17),
         reader_age_max: Duration::from_millis(18),
+        read_age_max: Duration::from_millis(23),
         wal_target_bytes: 70_000,
         checkpoint_pages: 20,
-        shutdown_wait_max: Duration::from_millis(21),
-        command_wait_max: Duration::from_millis(22),
-        read_age_max: Duration::from_millis(23),
         wal_limit_bytes: 80_000,
         checkpoints: Checkpoints::External,
         foreign_gap: Duration::from_millis(24),
@@ -43,7 +42,8 @@ fn unusual() -> Config {
         breaker_pause: Duration::from_millis(27),
         allow_network_file_system: true,
         trusted_schema: true,
-        value_bytes_max: 2_000_000,
+        value_bytes_max: 1 << 21,
+        shutdown_wait_max: Duration::from_millis(21),
     }
 }
 
@@ -85,6 +85,7 @@ fn the_defaults_are_those_of_the_contract() {
         queue_commands_max,
         queue_bytes_max,
         queue_wait_max,
+        command_wait_max,
         group_commands_max,
         group_hold_max,
         group_linger,
@@ -96,11 +97,9 @@ fn the_defaults_are_those_of_the_contract() {
         readers_overflow,
         reader_wait_max,
         reader_age_max,
+        read_age_max,
         wal_target_bytes,
         checkpoint_pages,
-        shutdown_wait_max,
-        command_wait_max,
-        read_age_max,
         wal_limit_bytes,
         checkpoints,
         foreign_gap,
@@ -110,6 +109,7 @@ fn the_defaults_are_those_of_the_contract() {
         allow_network_file_system,
         trusted_schema,
         value_bytes_max,
+        shutdown_wait_max,
     } = Config::default();
     assert_eq!(
         (name.as_str(), create, durability, foreign_keys),
@@ -120,24 +120,24 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((group_commands_max, checkpoint_pages), (4_096, 4_000));
     assert_eq!((bulk_share_percent, maintenance_share_percent), (20, 5));
     assert_eq!((readers, readers_overflow), (5, 10));
-    assert_eq!((wal_limit_bytes, checkpoints), (1024 * MIB, Checkpoints::Service));
-    assert_eq!((breaker_failures, value_bytes_max), (5, 256 << 20));
+    assert_eq!((wal_limit_bytes, value_bytes_max), (1024 * MIB, 256 << 20));
+    assert_eq!((checkpoints, breaker_failures), (Checkpoints::Service, 5));
     assert!(!allow_network_file_system && !trusted_schema);
     let millis = [
         (busy_timeout, 10_000),
         (queue_wait_max, 30_000),
+        (command_wait_max, 30_000),
         (group_hold_max, 25),
         (group_linger, 0),
         (bulk_hold_target, 8),
         (hold_warning, 1_000),
         (reader_wait_max, 10_000),
         (reader_age_max, 3_600_000),
-        (shutdown_wait_max, 10_000),
-        (command_wait_max, 30_000),
         (read_age_max, 30_000),
         (foreign_gap, 110),
         (foreign_gap_interval, 5_000),
         (breaker_pause, 250),
+        (shutdown_wait_max, 10_000),
     ];
     millis.into_iter().for_each(|(found, expected)| assert_eq!(found.as_millis(), expected));
 }
@@ -200,8 +200,7 @@ fn a_value_that_makes_no_sense_is_refused_by_the_name_of_its_field() {
         ("checkpoint_pages", "0"),
         ("command_wait_max_ms", "0"),
         ("read_age_max_ms", "0"),
-        ("wal_limit_bytes", "1000000"),
-        ("checkpoints", "\"litestream\""),
+        ("wal_limit_bytes", "65536"),
         ("foreign_gap_ms", "86400001"),
         ("foreign_gap_interval_ms", "110"),
         ("breaker_failures", "0"),

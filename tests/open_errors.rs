@@ -149,6 +149,83 @@ fn a_vfs_that_does_not_exist() {
     assert_eq!(listing(dir.path()).len(), before);
 }
 
+/// SQLite answers with the journal mode that is in force. Through this VFS, which has no shared memory, that is
+/// not WAL.
+#[cfg(unix)]
+#[test]
+fn a_place_where_sqlite_can_not_keep_a_wal() {
+    let dir = dir();
+    let builder = Database::builder(dir.path().join("app.db")).vfs("unix-dotfile");
+    // It maps no files either, which would be noticed first.
+    let error = builder.config(Config { mmap_bytes: 0, ..Config::default() }).open_blocking().unwrap_err();
+    assert!(
+        matches!(&error.reason, Reason::Pragma { name: "journal_mode", found, .. } if found == "delete"),
+        "{error:?}"
+    );
+    assert!(!dir.path().join("app.db").exists(), "what the open made is removed");
+}
+
+/// A directory that is shown again elsewhere by a program: FUSE. Taken away when dropped.
+#[cfg(target_os = "linux")]
+struct Mirror(TempDir);
+
+#[cfg(target_os = "linux")]
+impl Mirror {
+    fn of(dir: &Path) -> Option<Self> {
+        let shown = tempfile::tempdir().unwrap();
+        let output =
+            std::process::Command::new("bindfs").arg("--no-allow-other").args([dir, shown.path()]).output();
+        match output {
+            Ok(output) if output.status.success() => Some(Self(shown)),
+            Ok(output) => skip(&String::from_utf8_lossy(&output.stderr)),
+            Err(error) => skip(&format!("bindfs: {error}")),
+        }
+    }
+}
+
+/// Says so past the capture of the test runner.
+#[cfg(target_os = "linux")]
+#[expect(clippy::explicit_write, reason = "`eprintln!` is captured")]
+fn skip<T>(reason: &str) -> Option<T> {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "SKIP: no FUSE file system can be mounted here: {}", reason.trim()).unwrap();
+    None
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        for program in [&["fusermount", "-u"][..], &["fusermount3", "-u"], &["umount"]] {
+            let run = std::process::Command::new(program[0]).args(&program[1..]).arg(self.0.path()).output();
+            if run.is_ok_and(|output| output.status.success()) {
+                return;
+            }
+        }
+        eprintln!("still mounted: {}", self.0.path().display());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_system_on_which_a_wal_is_not_safe() {
+    let below = dir();
+    common::plain(&below.path().join("old.db")).execute_batch("CREATE TABLE t (x)").unwrap();
+    let Some(mirror) = Mirror::of(below.path()) else { return };
+    for name in ["old.db", "new.db"] {
+        let error = refused(mirror.0.path(), name, Config::default());
+        assert!(
+            matches!(error.reason, Reason::NetworkFileSystem { kind } if kind.contains("FUSE")),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("allow_network_file_system"), "{error}");
+    }
+    let config = Config { allow_network_file_system: true, ..Config::default() };
+    let db =
+        Database::builder(mirror.0.path().join("old.db")).config(config).open_blocking().unwrap().blocking();
+    db.execute("INSERT INTO t VALUES (1)", ()).wait().unwrap();
+    db.shutdown(Drain::within(HANG)).unwrap();
+}
+
 #[test]
 fn a_refused_open_does_not_stand_in_the_way_of_the_next() {
     let dir = dir();

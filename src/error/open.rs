@@ -37,6 +37,13 @@ pub enum OpenErrorReason {
         /// How many names the file has.
         links: u64,
     },
+    /// The file lies on a network or virtual file system, where a WAL is not safe: move it to a local disk.
+    ///
+    /// [`allow_network_file_system`](crate::Config::allow_network_file_system) opens it all the same.
+    NetworkFileSystem {
+        /// What the file system is called.
+        kind: &'static str,
+    },
     /// This process may not read and write the file, or not write its directory, where the WAL must live.
     PermissionDenied {
         /// The file or directory in question.
@@ -49,6 +56,11 @@ pub enum OpenErrorReason {
         /// Its process id, where the lock file tells.
         pid: Option<u32>,
     },
+    /// This process is a fork of one that had the database open at the time of the fork.
+    ///
+    /// SQLite believes that the locks of then are still held here, which they are not, and would take none of its
+    /// own: two processes would write over each other. Fork before the database is opened, or run a new program.
+    OpenBeforeFork,
     /// This process has the database open with another value of this option: use that handle, or the same.
     OptionDiffers {
         /// The field of [`Config`](crate::Config).
@@ -69,6 +81,13 @@ pub enum OpenErrorReason {
         wanted: String,
         /// What SQLite answered.
         found: String,
+    },
+    /// The hook of [`Builder::on_connect`](crate::Builder::on_connect) failed, or left a transaction open.
+    OnConnect(Cause),
+    /// The hook of [`Builder::on_connect`](crate::Builder::on_connect) panicked.
+    OnConnectPanicked {
+        /// The message of the panic.
+        message: String,
     },
     /// SQLite could not open or read the file.
     Sqlite(Cause),
@@ -101,6 +120,9 @@ impl fmt::Display for OpenErrorReason {
             Self::HardLinks { links } => {
                 write!(f, "it has {links} hard links; keep one, or use a symbolic link")
             }
+            Self::NetworkFileSystem { kind } => {
+                write!(f, "a WAL is not safe on {kind}; use a local disk, or set `allow_network_file_system`")
+            }
             Self::PermissionDenied { at } => write!(f, "this process may not write {}", at.display()),
             Self::NotADatabase(_) => f.write_str("it is not a SQLite database, or it is encrypted"),
             Self::HeldByProcess { pid: Some(pid) } => {
@@ -109,6 +131,9 @@ impl fmt::Display for OpenErrorReason {
             Self::HeldByProcess { pid: None } => {
                 f.write_str("another process has it open as its sole writer")
             }
+            Self::OpenBeforeFork => f.write_str(
+                "this process is a fork of one that had it open; fork before, or run a new program",
+            ),
             Self::OptionDiffers { option } => {
                 write!(f, "this process has it open with another value of `{option}`")
             }
@@ -118,6 +143,10 @@ impl fmt::Display for OpenErrorReason {
             }
             Self::Pragma { name, wanted, found } => {
                 write!(f, "SQLite answered {found} where {name} = {wanted} was asked for")
+            }
+            Self::OnConnect(_) => f.write_str("the hook for its connections failed"),
+            Self::OnConnectPanicked { message } => {
+                write!(f, "the hook for its connections panicked: {message}")
             }
             Self::Sqlite(_) => f.write_str("SQLite could not open it"),
             Self::Io(_) => f.write_str("the operating system refused it"),
@@ -129,7 +158,9 @@ impl StdError for OpenError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.reason {
             OpenErrorReason::Config(error) => Some(error),
-            OpenErrorReason::NotADatabase(cause) | OpenErrorReason::Sqlite(cause) => Some(cause.as_sqlite()),
+            OpenErrorReason::NotADatabase(cause)
+            | OpenErrorReason::OnConnect(cause)
+            | OpenErrorReason::Sqlite(cause) => Some(cause.as_sqlite()),
             OpenErrorReason::Io(error) => Some(error),
             _ => None,
         }
@@ -140,7 +171,9 @@ impl StdError for OpenError {
 impl From<OpenErrorReason> for Cause {
     fn from(reason: OpenErrorReason) -> Self {
         match reason {
-            OpenErrorReason::Sqlite(cause) | OpenErrorReason::NotADatabase(cause) => cause,
+            OpenErrorReason::Sqlite(cause)
+            | OpenErrorReason::OnConnect(cause)
+            | OpenErrorReason::NotADatabase(cause) => cause,
             other => {
                 let cannot_open = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
                 Self::from(rusqlite::Error::SqliteFailure(cannot_open, Some(other.to_string())))

@@ -27,6 +27,8 @@ pub enum ReadError<E = rusqlite::Error> {
     Connection(Cause),
     /// The token is from another opening of the database, so it says nothing about this one.
     ForeignToken,
+    /// This process is a fork of the one that opened the database; its connections must not be used here.
+    Forked,
     /// The service is shutting down or has shut down.
     Closed,
 }
@@ -59,6 +61,7 @@ impl<E> fmt::Display for ReadError<E> {
             Self::NoReader { waited } => write!(f, "no reader was free within {waited:?}; retry later"),
             Self::Connection(_) => f.write_str("no reader connection could be had; retry later"),
             Self::ForeignToken => f.write_str("the commit token is from another opening of the database"),
+            Self::Forked => f.write_str("this process is a fork; open the database in it after the fork"),
             Self::Closed => f.write_str("the service is closed; open it anew"),
         }
     }

@@ -107,10 +107,10 @@ impl ReaderPool {
             Some(vfs) => ReaderThread::open_with_flags_and_vfs(path, flags, vfs).await,
             None => ReaderThread::open_with_flags(path, flags).await,
         }?;
-        let config = self.config.clone();
+        let (location, config) = (self.location.clone(), self.config.clone());
         let prepared = thread.call(move |connection| {
             name_thread(&format!("{}-read", config.name));
-            connection::configure(connection, Role::Reader, &config)?;
+            connection::configure(connection, Role::Reader, &location, &config)?;
             Ok::<_, OpenErrorReason>(UserCode::guard(connection)?)
         });
         match prepared.await {

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::connection::{self, CheckpointMode, Location, Role};
 use crate::error::{Cause, NotStarted, OpenErrorReason, Outcome, RolledBack};
 use crate::housekeeper::Housekeeping;
+use crate::identity::FileIdentities;
 use crate::message::{Envelope, Fate};
 use crate::queue::{Found, Queue};
 use crate::reader::Pins;
@@ -85,6 +86,7 @@ pub(crate) struct WriteConnection {
     connection: Connection,
     user_code: UserCode,
     watchdog: Watchdog,
+    files: FileIdentities,
 }
 
 impl WriteConnection {
@@ -95,12 +97,8 @@ impl WriteConnection {
         let user_code = UserCode::guard(&connection)?;
         let watchdog = Watchdog::watch(&connection)?;
         board.set_watchdog(watchdog.clone());
-        Ok(Self { connection, user_code, watchdog })
-    }
-
-    /// Whether the files are still those that this connection has opened.
-    fn check_files(&self) -> Result<(), Cause> {
-        Ok(())
+        let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
+        Ok(Self { connection, user_code, watchdog, files })
     }
 
     /// Empties the WAL and closes. Returns the pages that are left in it.

@@ -144,7 +144,7 @@ impl Store for Session<'_> {
     }
 
     fn check_files(&self) -> Result<(), Cause> {
-        self.writer.check_files()
+        self.writer.files.check().map_err(Cause::from)
     }
 
     fn probe(&mut self) -> rusqlite::Result<()> {
