@@ -221,6 +221,11 @@ pub(crate) fn page_bytes(connection: &Connection) -> rusqlite::Result<u64> {
 /// Asks for the counter that changes whenever another connection has committed.
 pub(crate) const DATA_VERSION: &str = "PRAGMA data_version";
 
+/// Reads something, which makes the -wal and the -shm file if they are not there yet.
+pub(crate) fn read_schema(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()))
+}
+
 /// Brings the statistics of the query planner up to date.
 pub(crate) const OPTIMIZE: &str = "PRAGMA optimize";
 

@@ -18,7 +18,7 @@ use crate::write::{Async, Blocking, Write};
 /// The write connection, outside of any transaction: every statement commits by itself.
 ///
 /// Journal mode, locking mode, `synchronous` and checkpoints stay the service's. Whatever else is set or
-/// attached is gone afterwards: the service goes on with a new connection.
+/// attached is gone afterwards: the service goes on with a new connection. A file that is attached must exist.
 pub struct Maintenance<'tx, 'c> {
     tx: &'tx mut WriteTransaction<'c>,
 }

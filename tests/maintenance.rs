@@ -71,6 +71,8 @@ async fn another_database_can_be_attached_and_is_gone_afterwards() {
     let db = TestDb::open().await;
     insert(&db, 1).await.unwrap();
     let other = db.path().with_file_name("other.db");
+    // The service's connections create no files.
+    std::fs::File::create(&other).unwrap();
     let attach = format!("ATTACH '{}' AS other", other.display());
     db.maintain("copy", move |m| {
         m.execute_batch(&attach)?;

@@ -97,6 +97,7 @@ impl WriteConnection {
         let user_code = UserCode::guard(&connection)?;
         let watchdog = Watchdog::watch(&connection)?;
         board.set_watchdog(watchdog.clone());
+        connection::read_schema(&connection)?;
         let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
         Ok(Self { connection, user_code, watchdog, files })
     }

@@ -41,9 +41,17 @@ impl TestDb {
     }
 
     pub(crate) async fn open_with(set: impl FnOnce(&mut Config)) -> Self {
+        Self::open_prepared(set, |_| Ok(())).await
+    }
+
+    /// With something done to every connection before the service makes its own settings.
+    pub(crate) async fn open_prepared(
+        set: impl FnOnce(&mut Config),
+        prepare: fn(&Connection) -> rusqlite::Result<()>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = config_with(set);
-        let db = Database::builder(dir.path().join("test.db")).config(config).open().await.unwrap();
+        let builder = Database::builder(dir.path().join("test.db")).config(config_with(set));
+        let db = builder.on_connect(move |connection, _| prepare(connection)).open().await.unwrap();
         db.write("schema", |tx| {
             tx.execute_batch(
                 "CREATE TABLE t (id INTEGER PRIMARY KEY, x UNIQUE);

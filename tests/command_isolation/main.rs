@@ -2,7 +2,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 #![allow(clippy::async_yields_async, reason = "a command is sent first and waited for later")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod matrix;
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
