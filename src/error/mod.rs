@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use open::{OpenError, OpenErrorReason};
-pub use read::ReadError;
+pub use read::{ReadEnd, ReadError};
 pub use write::{NotStarted, RolledBack, Unknown, WriteError};
 
 /// What became of a command that failed.
