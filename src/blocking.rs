@@ -13,6 +13,7 @@ use crate::label::Label;
 use crate::lane::Lane;
 use crate::read::Read;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
+use crate::snapshot::OpenSnapshot;
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
 use crate::write::{Blocking, Receipt, Write};
@@ -190,6 +191,11 @@ impl BlockingDatabase {
         T: Send + 'static,
     {
         Read::new(self.database.service(), label.into(), Some(token), closure)
+    }
+
+    /// As [`Database::snapshot`]; end it with [`OpenSnapshot::wait`].
+    pub fn snapshot(&self, label: impl Into<Label>) -> OpenSnapshot<'_, Blocking> {
+        OpenSnapshot::new(self.database.service(), label.into())
     }
 
     /// As [`Database::import`], from an iterator; end it with [`ImportRun::wait`](crate::ImportRun::wait).

@@ -16,6 +16,7 @@ use rusqlite::{CachedStatement, Connection, Params, Row, Statement, ffi};
 
 use crate::error::{RolledBack, WriteError};
 use crate::sqlite_ffi;
+use crate::watchdog::Watchdog;
 
 /// One unchanging state of the database, for reading.
 ///
@@ -23,6 +24,8 @@ use crate::sqlite_ffi;
 /// [`prepare`](Self::prepare).
 pub struct ReadTransaction<'c> {
     connection: &'c Connection,
+    /// Refuses further statements once the time of a read is up.
+    watchdog: Option<&'c Watchdog>,
 }
 
 impl ReadTransaction<'_> {
@@ -31,6 +34,7 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare(&self, sql: &str) -> rusqlite::Result<Statement<'_>> {
+        self.check()?;
         self.connection.prepare(sql)
     }
 
@@ -39,6 +43,7 @@ impl ReadTransaction<'_> {
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare_cached(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.check()?;
         self.connection.prepare_cached(sql)
     }
 
@@ -64,6 +69,10 @@ impl ReadTransaction<'_> {
         F: FnMut(&Row<'_>) -> rusqlite::Result<T>,
     {
         self.prepare_cached(sql)?.query_map(params, map)?.collect()
+    }
+
+    fn check(&self) -> rusqlite::Result<()> {
+        self.watchdog.map_or(Ok(()), Watchdog::check)
     }
 }
 
@@ -270,7 +279,7 @@ impl<'c> TransactionControl<'c> {
     /// What user code gets to see of the open transaction.
     pub(crate) fn transaction(&self) -> WriteTransaction<'_> {
         WriteTransaction {
-            read: ReadTransaction { connection: self.connection },
+            read: ReadTransaction { connection: self.connection, watchdog: None },
             control: self,
             user_code: self.user_code,
         }
@@ -296,20 +305,33 @@ fn run(statement: &RefCell<Statement<'_>>) -> rusqlite::Result<()> {
     statement.borrow_mut().raw_execute().map(drop)
 }
 
-/// Runs `read` on one unchanging state of the database, and leaves the connection without a transaction
-/// whatever `read` did.
-///
-/// # Errors
-/// The outer error means that the connection is not fit for further use.
+/// Begins a read transaction and takes its snapshot at once: BEGIN alone leaves that to the first statement,
+/// and what stands in the way of reading with it.
+pub(crate) fn begin_read(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1")
+}
+
+/// Runs user code in a read transaction that has begun.
 pub(crate) fn read_transaction<T>(
     connection: &Connection,
     user_code: &UserCode,
+    watchdog: &Watchdog,
     read: impl FnOnce(&ReadTransaction<'_>) -> T,
-) -> rusqlite::Result<std::thread::Result<T>> {
-    connection.execute_batch("BEGIN")?;
-    let result = user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&ReadTransaction { connection }))));
-    connection.execute_batch("ROLLBACK")?;
-    Ok(result)
+) -> std::thread::Result<T> {
+    let transaction = ReadTransaction { connection, watchdog: Some(watchdog) };
+    user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&transaction))))
+}
+
+/// Whether a read transaction still stands, and no statement was left half-stepped in it.
+pub(crate) fn read_transaction_stands(connection: &Connection) -> bool {
+    !connection.is_autocommit() && !connection.is_busy()
+}
+
+/// Ends a read transaction, whatever user code left open; false if the connection is not fit for another.
+pub(crate) fn end_read(connection: &Connection) -> bool {
+    // SQLite may have ended it by itself.
+    let ended = connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok();
+    ended && !connection.is_busy()
 }
 
 /// The message of a caught panic.

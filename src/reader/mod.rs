@@ -1,5 +1,16 @@
 //! Reads: a bounded pool of read-only connections, each on a thread of tokio-rusqlite.
 
+mod pins;
 mod pool;
+mod running;
+mod snapshot;
+mod thread;
 
-pub(crate) use pool::ReaderPool;
+// For the writer: it names who pins the WAL, and closes every reader while it opens the database anew.
+#[expect(unused_imports, reason = "the writer does not use them yet")]
+pub(crate) use pins::Pins;
+#[expect(unused_imports, reason = "the writer does not use them yet")]
+pub(crate) use pool::Suspended;
+pub(crate) use pool::{CheckOutError, CheckedOut, ReaderPool};
+pub(crate) use running::{Request, Running};
+pub(crate) use snapshot::{HeldSnapshot, Turn};
