@@ -333,3 +333,196 @@ impl Drop for CheckedOut {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::mem_forget)]
+
+    use std::path::Path;
+    use std::pin::pin;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::connection::{self, Role};
+    use crate::error::ReadError;
+    use crate::reader::{HeldSnapshot, Request, Running};
+    use crate::sync::block_on_until;
+    use crate::transaction::ReadTransaction;
+    use crate::write::OnDrop;
+
+    /// No test takes this long unless something hangs.
+    const HANG: Duration = Duration::from_secs(30);
+    const SHORT: Duration = Duration::from_millis(20);
+
+    const ENDLESS: &str =
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+
+    struct TestPool {
+        pool: Arc<ReaderPool>,
+        writer: Connection,
+        dir: tempfile::TempDir,
+    }
+
+    impl TestPool {
+        fn open() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let location = Location { path: dir.path().join("test.db"), vfs: None };
+            let config = Config { readers: 2, readers_overflow: 1, ..Config::default() };
+            std::fs::write(&location.path, "").unwrap();
+            let writer = connection::open(&location, Role::Writer, &config).unwrap();
+            writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+            Self { pool: ReaderPool::open(location, config).unwrap(), writer, dir }
+        }
+
+        fn check_out(&self) -> CheckedOut {
+            block_on_until(self.pool.check_out(), after(HANG)).unwrap().ok().unwrap()
+        }
+
+        fn read<T: Send + 'static>(
+            &self,
+            label: &'static str,
+            closure: impl FnOnce(&ReadTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        ) -> Running<T, rusqlite::Error> {
+            self.check_out().read(request(label), closure)
+        }
+
+        /// A read that runs a statement that never ends.
+        fn endless(&self, label: &'static str) -> Running<i64, rusqlite::Error> {
+            let (reading, begun) = mpsc::channel();
+            let read = self.read(label, move |tx| {
+                reading.send(()).unwrap();
+                tx.query_row(ENDLESS, (), |row| row.get(0))
+            });
+            begun.recv_timeout(HANG).unwrap();
+            read
+        }
+
+        fn snapshot(&self) -> HeldSnapshot {
+            answer(self.check_out().hold("snapshot".into(), HANG)).unwrap().unwrap()
+        }
+    }
+
+    fn request(label: &'static str) -> Request {
+        Request { label: label.into(), asked: Instant::now(), deadline: None, on_drop: OnDrop::Finish }
+    }
+
+    fn answer<T>(running: impl Future<Output = T>) -> T {
+        block_on_until(running, after(HANG)).unwrap()
+    }
+
+    fn one(tx: &ReadTransaction<'_>) -> rusqlite::Result<i64> {
+        tx.query_row("SELECT x FROM t", (), |row| row.get(0))
+    }
+
+    /// How many files of the directory this process has open.
+    fn open_files(directory: &Path) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        open.filter_map(|file| std::fs::read_link(file.path()).ok())
+            .filter(|to| to.starts_with(directory))
+            .count()
+    }
+
+    // Reads                       Writer thread
+    // one idle, one snapshot over
+    //                             suspend → nothing is open, the WAL is as it was
+    // a read is asked for: waits
+    //                             the guard is dropped
+    // the read runs
+    #[test]
+    fn a_suspended_pool_has_no_connection_leaves_the_wal_and_lets_reads_wait() {
+        let db = TestPool::open();
+        assert_eq!(answer(db.read("before", one)).unwrap(), 1);
+        drop(db.snapshot());
+        let suspended = db.pool.suspend(after(HANG)).unwrap();
+        connection::leave_wal_alone(&db.writer);
+        let TestPool { pool, writer, dir } = db;
+        assert!(connection::close(writer));
+        assert_eq!(open_files(dir.path()), 0);
+        let wal = dir.path().join("test.db-wal");
+        assert!(std::fs::metadata(&wal).unwrap().len() > 0, "no checkpoint has run");
+
+        let writer = connection::open(&pool.location, Role::Writer, &pool.config).unwrap();
+        let db = TestPool { pool, writer, dir };
+        let mut waiting = pin!(db.pool.check_out());
+        assert!(block_on_until(waiting.as_mut(), after(SHORT)).is_none());
+        drop(suspended);
+        let reader = answer(waiting).ok().unwrap();
+        assert_eq!(answer(reader.read(request("waits"), one)).unwrap(), 1);
+    }
+
+    // Reads                          Writer thread
+    // SELECT, for ever; a snapshot
+    //                                suspend: waits until its limit, then ends both
+    // Ended, SnapshotEnded
+    #[test]
+    fn suspending_waits_for_reads_and_snapshots_until_its_limit_and_then_ends_them() {
+        let db = TestPool::open();
+        let endless = db.endless("endless");
+        let snapshot = db.snapshot();
+        let began = Instant::now();
+        let suspended = db.pool.suspend(after(2 * SHORT));
+        assert!(suspended.is_some() && began.elapsed() >= 2 * SHORT);
+        assert_eq!(lock(&db.pool.state).open, 0);
+        let ended = answer(endless).unwrap_err();
+        assert!(matches!(ended, ReadError::Ended { why: ReadEnd::Reopened, .. }), "{ended:?}");
+        let request =
+            Request { label: "late".into(), asked: Instant::now(), deadline: None, on_drop: OnDrop::Finish };
+        let ended = answer(answer(snapshot.turn()).read(request, one)).unwrap_err();
+        assert!(matches!(ended, ReadError::SnapshotEnded { why: ReadEnd::Reopened, .. }), "{ended:?}");
+        drop(suspended);
+        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
+    }
+
+    #[test]
+    fn user_code_that_does_not_return_keeps_the_pool_from_being_suspended_and_reads_go_on() {
+        let db = TestPool::open();
+        let (go_on, wait) = mpsc::channel::<()>();
+        let holds = db.read("holds", move |_| Ok(wait.recv_timeout(HANG).is_ok()));
+        assert!(db.pool.suspend(after(SHORT)).is_none());
+        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
+        go_on.send(()).unwrap();
+        assert!(answer(holds).unwrap());
+        assert!(db.pool.suspend(after(HANG)).is_some());
+    }
+
+    #[test]
+    fn a_connection_with_a_leaked_statement_keeps_the_pool_from_being_suspended() {
+        let db = TestPool::open();
+        let leaks = db.read("leaks", |tx| {
+            std::mem::forget(tx.prepare("SELECT x FROM t")?);
+            Ok(())
+        });
+        answer(leaks).unwrap();
+        assert!(db.pool.suspend(after(HANG)).is_none());
+        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
+    }
+
+    // Reads                     Writer thread
+    // old: SELECT, for ever
+    // snapshot: idle
+    // (time passes)
+    // young: SELECT, for ever
+    //                           ends what is older than the snapshot
+    // old, snapshot: WalLimit
+    //                           (young still runs)
+    #[test]
+    fn what_is_older_than_an_age_is_ended_and_what_is_younger_is_not() {
+        let db = TestPool::open();
+        let old = db.endless("old");
+        let snapshot = db.snapshot();
+        std::thread::sleep(2 * SHORT);
+        let young = db.endless("young");
+        let pins = db.pool.pins();
+        assert_eq!(&*pins.oldest().unwrap().label, "old");
+        assert_eq!(pins.end_older_than(snapshot.age() - SHORT), 2);
+        let ended = answer(old).unwrap_err();
+        assert!(matches!(ended, ReadError::Ended { why: ReadEnd::WalLimit, .. }), "{ended:?}");
+        while &*pins.oldest().unwrap().label != "young" {
+            assert!(snapshot.age() < HANG, "the snapshot does not end");
+            std::thread::yield_now();
+        }
+        assert!(block_on_until(young, after(SHORT)).is_none(), "the young one goes on");
+        assert_eq!(answer(db.read("next", one)).unwrap(), 1, "the next read is not meant");
+        pins.end_all(ReadEnd::Closed);
+    }
+}
