@@ -474,6 +474,16 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_is_not_used_after_all_goes_back() {
+        let db = TestPool::open();
+        for _ in 0..10 {
+            drop([db.check_out(), db.check_out(), db.check_out()]);
+        }
+        assert_eq!(lock(&db.pool.state).idle.len(), 2);
+        assert!(db.pool.wait_until(after(HANG), |state| state.open == 2), "the one too many is closed");
+    }
+
+    #[test]
     fn user_code_that_does_not_return_keeps_the_pool_from_being_suspended_and_reads_go_on() {
         let db = TestPool::open();
         let (go_on, wait) = mpsc::channel::<()>();
