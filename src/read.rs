@@ -69,7 +69,8 @@ impl<'db, F, M> Read<'db, F, M> {
     ///
     /// It replaces the age limit `read_age_max`, and may be longer; the age of a snapshot ends its reads all
     /// the same. A statement that runs then is interrupted. Rust code can't be, but the next statement it asks
-    /// for is. A closure that returns `Ok` all the same gets its `Ok`.
+    /// for is. A closure that returns `Ok` all the same gets its `Ok`. Polled outside of a Tokio runtime, the wait
+    /// for a connection has no timer and so no limit; the run has.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = Some(time);
         self

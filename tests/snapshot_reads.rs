@@ -76,6 +76,8 @@ async fn one_reader() -> TestDb {
     TestDb::open_with(|config| {
         (config.readers, config.readers_overflow) = (1, 0);
         config.reader_wait_max = SHORT;
+        // What ends a snapshot here is not its age.
+        config.read_age_max = 10 * HANG;
     })
     .await
 }
@@ -103,6 +105,7 @@ async fn all_reads_of_a_snapshot_see_what_was_committed_when_it_was_taken() {
     let newer = db.snapshot("report").await.unwrap();
     assert_eq!(newer.read(sum).await.unwrap(), 6, "it sees every write that was acknowledged");
     assert_eq!(db.read("sum", sum).await.unwrap(), 6);
+    assert_eq!(db.stats().reads, 4, "each read counts, a snapshot does not");
 }
 
 #[tokio::test]

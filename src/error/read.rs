@@ -18,7 +18,7 @@ pub enum ReadError<E = rusqlite::Error> {
     ReadOnly(E),
     /// The closure panicked, with this message; its connection was replaced.
     Panicked(String),
-    /// Every connection was in use for as long as the read was willing to wait.
+    /// Every connection, or the one of the snapshot, was in use for as long as the read was willing to wait.
     NoReader {
         /// How long it waited.
         waited: Duration,

@@ -11,8 +11,9 @@ use crate::watchdog::Watchdog;
 
 /// Every read in progress and every snapshot that is held, the oldest first.
 ///
-/// Its lock is taken once when a read gets its connection and once when it ends, and nothing else is done
-/// under it.
+/// Its lock is taken once when a read gets its connection and once when it ends. While it is held, whoever is
+/// in the registry has not ended, so to end it can't meet the next read on its connection. What is logged is
+/// logged afterwards: who listens to that may ask who reads.
 #[derive(Default)]
 pub(crate) struct Pins(Mutex<Vec<Arc<Pinned>>>);
 
@@ -51,19 +52,27 @@ impl Pins {
     /// were told; each is gone a moment later, unless Rust code of its own holds it up.
     #[cfg_attr(not(test), expect(dead_code, reason = "the writer does not use it yet"))]
     pub(crate) fn end_older_than(&self, age: Duration) -> usize {
-        let pins = lock(&self.0);
-        let old = pins.iter().take_while(|pin| pin.age() > age);
-        old.map(|pin| pin.end(ReadEnd::WalLimit)).count()
+        self.tell(|pin| pin.age() > age, |pin| pin.end(ReadEnd::WalLimit))
     }
 
     /// Ends every read and every snapshot.
     pub(super) fn end_all(&self, why: ReadEnd) {
-        lock(&self.0).iter().for_each(|pin| pin.end(why));
+        self.tell(|_| true, |pin| pin.end(why));
     }
 
     /// Ends every snapshot; a read that runs in one is finished before.
     pub(super) fn end_snapshots(&self, why: ReadEnd) {
-        lock(&self.0).iter().for_each(|pin| pin.retire(why));
+        self.tell(|pin| pin.wake.is_some(), |pin| pin.retire(why));
+    }
+
+    /// Tells those that are meant; `what` returns whether this was the first word. Returns how many were told.
+    fn tell(&self, whom: impl Fn(&Pinned) -> bool, what: impl Fn(&Pinned) -> bool) -> usize {
+        let told: Vec<_> = {
+            let pins = lock(&self.0);
+            pins.iter().filter(|pin| whom(pin)).map(|pin| (pin.clone(), what(pin))).collect()
+        };
+        told.iter().filter(|(_, first)| *first).for_each(|(pin, _)| pin.report());
+        told.len()
     }
 }
 
@@ -83,25 +92,39 @@ impl Pinned {
 
     /// Notes that it has ended for this reason, unless there is one already.
     pub(super) fn note_end(&self, why: ReadEnd) {
-        let (label, age) = (&*self.label, self.age());
-        if self.ended.set((why, age)).is_ok() && why != ReadEnd::Closed {
+        if self.set_end(why) {
+            self.report();
+        }
+    }
+
+    /// Whether this is the first reason.
+    fn set_end(&self, why: ReadEnd) -> bool {
+        self.ended.set((why, self.age())).is_ok()
+    }
+
+    fn report(&self) {
+        if let Some((why, age)) = self.ended()
+            && why != ReadEnd::Closed
+        {
+            let label = &*self.label;
             tracing::warn!(label, age_ms = age.as_millis(), %why, "a read or a snapshot was ended");
         }
     }
 
     /// Ends the statement that runs and every later one.
-    fn end(&self, why: ReadEnd) {
+    fn end(&self, why: ReadEnd) -> bool {
         // First the reason: the thread looks for it once a statement was interrupted.
-        self.note_end(why);
+        let first = self.set_end(why);
         self.watchdog.end();
         self.wake();
+        first
     }
 
-    fn retire(&self, why: ReadEnd) {
-        if self.wake.is_some() {
-            self.note_end(why);
-            self.wake();
-        }
+    /// Ends a snapshot before its next read.
+    fn retire(&self, why: ReadEnd) -> bool {
+        let first = self.set_end(why);
+        self.wake();
+        first
     }
 
     fn wake(&self) {

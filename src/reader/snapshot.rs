@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::pins::Pinned;
-use super::pool::CheckedOut;
+use super::pool::{CheckedOut, ReaderPool};
 use super::running::{Place, Request, Running, Task};
 use crate::error::{ReadEnd, ReadError};
 use crate::label::Label;
@@ -60,12 +60,13 @@ impl CheckedOut {
                     // Where nobody waits for it, it comes back here and is dropped, which ends it.
                     drop(reply.send(Ok(held)));
                     let place = Place { connection, user_code, watchdog: &watchdog, pin, is_snapshot: true };
-                    fit = serve(&inbox, &place, limit);
+                    fit = serve(&inbox, &place, limit, pool);
                 }
                 (begun, _) => {
                     let error = match (pin.pinned().ended(), begun) {
+                        (Some((ReadEnd::Closed, _)), _) | (None, Ok(())) => ReadError::Closed,
+                        (Some((why, age)), _) => ReadError::Ended { age, why },
                         (None, Err(cause)) => ReadError::Connection(cause),
-                        _ => ReadError::Closed,
                     };
                     drop(reply.send(Err(error)));
                 }
@@ -83,7 +84,7 @@ impl CheckedOut {
 
 /// Runs the reads of a snapshot, one after the other, until it ends. Returns whether the connection is fit for
 /// further use.
-fn serve(inbox: &mpsc::Receiver<Job>, place: &Place<'_>, limit: Instant) -> bool {
+fn serve(inbox: &mpsc::Receiver<Job>, place: &Place<'_>, limit: Instant, pool: &ReaderPool) -> bool {
     let pinned = place.pin.pinned();
     let mut fit = true;
     while pinned.ended().is_none() {
@@ -92,7 +93,10 @@ fn serve(inbox: &mpsc::Receiver<Job>, place: &Place<'_>, limit: Instant) -> bool
             return false;
         }
         match inbox.recv_timeout(limit.saturating_duration_since(Instant::now())) {
-            Ok(Job::Read(read)) => fit &= read(place, limit),
+            Ok(Job::Read(read)) => {
+                pool.count_read();
+                fit &= read(place, limit);
+            }
             Ok(Job::End) | Err(RecvTimeoutError::Disconnected) => return fit,
             Err(RecvTimeoutError::Timeout) => pinned.note_end(ReadEnd::AgeLimit),
         }
