@@ -92,8 +92,8 @@ async fn a_deadline_that_has_passed_at_once_lets_nothing_run() {
     let db = one_reader(|_| ()).await;
     let ran = Arc::new(AtomicBool::new(false));
     let flag = ran.clone();
-    let read = db.read("late", move |_| Ok(flag.store(true, Ordering::SeqCst))).deadline(Duration::ZERO);
-    let error = soon(read).await.unwrap_err();
+    let read = db.read("late", move |_| Ok(flag.swap(true, Ordering::SeqCst)));
+    let error = soon(read.deadline(Duration::ZERO)).await.unwrap_err();
     assert!(matches!(error, ReadError::DeadlineExceeded { ran: None, .. }), "{error:?}");
     assert!(!ran.load(Ordering::SeqCst));
 }

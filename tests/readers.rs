@@ -1,5 +1,5 @@
 //! Bounded Everything, for readers: how many there are, how long one waits, and what wears one out.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::mem_forget, reason = "a test")]
 
 mod common;
 

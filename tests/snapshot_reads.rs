@@ -1,5 +1,5 @@
 //! Snapshot Reads: a read sees one unchanging state, whatever is committed meanwhile.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::mem_forget, reason = "a test")]
 
 mod common;
 
