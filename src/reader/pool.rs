@@ -190,8 +190,8 @@ impl ReaderPool {
     }
 
     /// Who reads now.
-    pub(crate) fn pins(&self) -> &Arc<Pins> {
-        &self.pins
+    pub(crate) fn pins(&self) -> Arc<Pins> {
+        self.pins.clone()
     }
 
     pub(super) fn config(&self) -> &Config {
