@@ -14,6 +14,7 @@ use crate::lane::Lane;
 use crate::maintenance::{Maintain, Maintenance};
 use crate::read::Read;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
+use crate::snapshot::OpenSnapshot;
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
 use crate::write::{Blocking, Receipt, Write};
@@ -207,6 +208,11 @@ impl BlockingDatabase {
         T: Send + 'static,
     {
         Maintain::new(self.database.service(), label.into(), Outside::new(closure))
+    }
+
+    /// As [`Database::snapshot`]; end it with [`OpenSnapshot::wait`].
+    pub fn snapshot(&self, label: impl Into<Label>) -> OpenSnapshot<'_, Blocking> {
+        OpenSnapshot::new(self.database.service(), label.into())
     }
 
     /// As [`Database::import`], from an iterator; end it with [`ImportRun::wait`](crate::ImportRun::wait).

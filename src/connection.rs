@@ -298,13 +298,16 @@ fn set(
     verify(name, wanted, &found)
 }
 
-/// Closes a connection; the handle of one that user code leaked a statement of is leaked with it.
-pub(crate) fn close(connection: Connection) {
+/// Closes a connection; the handle of one that user code leaked a statement of is leaked with it. Returns
+/// whether it is really closed.
+pub(crate) fn close(connection: Connection) -> bool {
     if let Err((connection, error)) = connection.close() {
         tracing::error!(%error, "a connection could not be closed");
         // At least it must not pin the WAL.
         sqlite_ffi::reset_statements(&connection);
+        return false;
     }
+    true
 }
 
 /// Makes the last close of the database leave the WAL as it is, for a recovery at the next open.

@@ -19,8 +19,10 @@ use crate::maintenance::{Maintain, Maintenance};
 use crate::on_connect::{ConnectionRole, OnConnect};
 use crate::open;
 use crate::read::Read;
+use crate::reading::Reading;
 use crate::service::Service;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
+use crate::snapshot::OpenSnapshot;
 use crate::stats::Stats;
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
@@ -289,6 +291,18 @@ impl Database {
         Maintain::new(&self.service, label.into(), Outside::new(closure))
     }
 
+    /// Takes a snapshot: one unchanging state of the database for several reads. It holds every write that was
+    /// acknowledged before.
+    ///
+    /// # Errors
+    /// [`ReadError`](crate::ReadError) tells what stood in the way.
+    ///
+    /// # Cancel safety
+    /// As that of [`OpenSnapshot`].
+    pub fn snapshot(&self, label: impl Into<Label>) -> OpenSnapshot<'_> {
+        OpenSnapshot::new(&self.service, label.into())
+    }
+
     /// Prepares to import the items of a stream through the bulk lane.
     pub fn import<S: Stream>(&self, label: impl Into<Label>, items: S) -> Import<S> {
         Import::new(self.service.clone(), label.into(), items)
@@ -304,6 +318,13 @@ impl Database {
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
         self.service.holder()
+    }
+
+    /// The oldest read in progress or snapshot that is held: what keeps the WAL from being begun anew; `None`
+    /// while nobody reads.
+    #[must_use]
+    pub fn oldest_read(&self) -> Option<Reading> {
+        self.service.readers.pins().oldest()
     }
 
     /// The canonical path of the database file.

@@ -6,10 +6,11 @@
 //! - [`Database::write`] runs a closure as one transaction, [`Database::execute`] one statement,
 //!   [`Database::send`] a typed [`Command`]. Each is a [`Write`]: set a lane, a deadline or a durability on it,
 //!   then await it, or [`submit`](Write::submit) it and await the [`Receipt`] later.
-//! - [`Database::read`] runs a closure on one unchanging state of the database.
+//! - [`Database::read`] runs a closure on one unchanging state of the database, and [`Database::snapshot`] keeps
+//!   that state for several reads.
 //! - [`Database::import`] streams entries through the bulk lane in batches bounded by time.
 //! - [`WriteError`] tells by its variant whether the command ran and whether it is committed.
-//! - [`Database::stats`] and [`Database::holder`] tell what goes on.
+//! - [`Database::stats`], [`Database::holder`] and [`Database::oldest_read`] tell what goes on.
 //! - [`Database::blocking`] is the same surface for threads.
 //!
 //! ```
@@ -46,11 +47,13 @@ mod database;
 mod import;
 mod maintenance;
 mod read;
+mod snapshot;
 mod write;
 
 mod config;
 mod error;
 mod holder;
+mod reading;
 mod shutdown;
 mod token;
 mod transaction;
@@ -101,7 +104,8 @@ pub use command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters,
 pub use config::{Checkpoints, Config, ConfigError, Durability};
 pub use database::{Builder, Database};
 pub use error::{
-    Cause, MaintenanceError, NotStarted, OpenError, OpenErrorReason, Outcome, ReadError, Retry, RolledBack, Unknown, WriteError,
+    Cause, MaintenanceError, NotStarted, OpenError, OpenErrorReason, Outcome, ReadEnd, ReadError, Retry,
+    RolledBack, Unknown, WriteError,
 };
 pub use holder::{Holder, Phase};
 pub use import::{
@@ -114,8 +118,10 @@ pub use maintenance::{Maintain, Maintenance};
 pub use message::{Committed, Timing};
 pub use on_connect::ConnectionRole;
 pub use read::Read;
+pub use reading::Reading;
 pub use rusqlite;
 pub use shutdown::{Drain, ShutdownError, ShutdownReport};
+pub use snapshot::{OpenSnapshot, Snapshot};
 pub use stats::{CommandCounts, Counts, Durations, Stats};
 pub use token::CommitToken;
 pub use transaction::{ReadTransaction, WriteTransaction};

@@ -4,44 +4,82 @@ use std::fmt;
 use std::future::IntoFuture;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{Instrument, debug_span};
 
 use crate::error::ReadError;
 use crate::label::Label;
+use crate::reader::{CheckOutError, CheckedOut, HeldSnapshot, Request, Running, Turn};
 use crate::service::Service;
 use crate::sync::{after, block_on, block_on_until, until};
 use crate::token::CommitToken;
 use crate::transaction::ReadTransaction;
-use crate::write::{Async, Blocking};
+use crate::write::{Async, Blocking, OnDrop};
 
 /// A read that has not begun yet: set what it needs, then await it.
 ///
-/// The closure sees one unchanging state of the database that holds every write acknowledged before.
+/// The closure sees one unchanging state of the database that holds every write acknowledged before; or that
+/// of the [`Snapshot`](crate::Snapshot) it was made from.
 ///
 /// # Cancel safety
 /// Dropped while it waits for a connection, the closure never runs. Dropped later, it runs to its end and
-/// only the answer is lost.
+/// only the answer is lost, unless [`on_drop`](Self::on_drop) asks for a withdrawal.
 #[must_use = "a read begins when it is awaited"]
 pub struct Read<'db, F, M = Async> {
-    service: &'db Service,
+    source: Source<'db>,
     closure: F,
     label: Label,
     wait_max: Duration,
+    deadline: Option<Duration>,
+    on_drop: OnDrop,
     after: Option<CommitToken>,
     mode: PhantomData<M>,
+}
+
+/// Where a read gets its connection.
+enum Source<'db> {
+    Pool(&'db Service),
+    Snapshot(&'db HeldSnapshot),
 }
 
 impl<'db, F, M> Read<'db, F, M> {
     pub(crate) fn new(service: &'db Service, label: Label, after: Option<CommitToken>, closure: F) -> Self {
         let wait_max = service.config.reader_wait_max;
-        Self { service, closure, label, wait_max, after, mode: PhantomData }
+        Self { after, ..Self::of(Source::Pool(service), label, wait_max, closure) }
     }
 
-    /// Limits the wait for a connection; `reader_wait_max` unless set.
+    pub(crate) fn in_snapshot(snapshot: &'db HeldSnapshot, wait_max: Duration, closure: F) -> Self {
+        Self::of(Source::Snapshot(snapshot), snapshot.label().clone(), wait_max, closure)
+    }
+
+    fn of(source: Source<'db>, label: Label, wait_max: Duration, closure: F) -> Self {
+        let (deadline, on_drop, after) = (None, OnDrop::Finish, None);
+        Self { source, closure, label, wait_max, deadline, on_drop, after, mode: PhantomData }
+    }
+
+    /// Limits the wait for a connection, or for another read of the same snapshot; `reader_wait_max` unless
+    /// set.
     pub fn wait_max(mut self, wait_max: Duration) -> Self {
         self.wait_max = wait_max;
+        self
+    }
+
+    /// Limits the time the read takes from when it is awaited: waiting for a connection, and running.
+    ///
+    /// It replaces the age limit `read_age_max`, and may be longer; the age of a snapshot ends its reads all
+    /// the same. A statement that runs then is interrupted. Rust code can't be, but the next statement it asks
+    /// for is. A closure that returns `Ok` all the same gets its `Ok`. Polled outside of a Tokio runtime, the wait
+    /// for a connection has no timer and so no limit; the run has.
+    pub fn deadline(mut self, time: Duration) -> Self {
+        self.deadline = Some(time);
+        self
+    }
+
+    /// Chooses what becomes of the read if its future is dropped while it runs: with [`OnDrop::Withdraw`] its
+    /// statement is interrupted.
+    pub fn on_drop(mut self, on_drop: OnDrop) -> Self {
+        self.on_drop = on_drop;
         self
     }
 
@@ -50,15 +88,92 @@ impl<'db, F, M> Read<'db, F, M> {
     /// A token of this opening names a commit that has happened, and SQLite shows every commit to each read
     /// that begins after it: so there is nothing to wait for.
     fn check_token<E>(&self) -> Result<(), ReadError<E>> {
-        if self.service.is_forked() {
+        let Source::Pool(service) = &self.source else { return Ok(()) };
+        if service.is_forked() {
             return Err(ReadError::Forked);
         }
-        let known = self.service.board.last_commit();
-        match self.after {
-            Some(token) if token.partial_cmp(&known).is_none_or(std::cmp::Ordering::is_gt) => {
-                Err(ReadError::ForeignToken)
-            }
-            _ => Ok(()),
+        let Some(token) = self.after else { return Ok(()) };
+        let known = service.board.last_commit();
+        if token.partial_cmp(&known).is_none_or(std::cmp::Ordering::is_gt) {
+            return Err(ReadError::ForeignToken);
+        }
+        Ok(())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience::new(self.wait_max, self.deadline)
+    }
+
+    fn request(&self, patience: Patience) -> Request {
+        let (label, on_drop) = (self.label.clone(), self.on_drop);
+        Request { label, asked: patience.asked, deadline: patience.deadline, on_drop }
+    }
+}
+
+/// How long something waits for a connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    asked: Instant,
+    deadline: Option<Instant>,
+    pub(crate) limit: Instant,
+}
+
+impl Patience {
+    pub(crate) fn new(wait_max: Duration, deadline: Option<Duration>) -> Self {
+        let deadline = deadline.map(after);
+        let limit = after(wait_max);
+        Self {
+            asked: Instant::now(),
+            deadline,
+            limit: deadline.map_or(limit, |deadline| deadline.min(limit)),
+        }
+    }
+
+    /// What it means that the limit has passed.
+    pub(crate) fn is_over<E>(self) -> ReadError<E> {
+        let waited = self.asked.elapsed();
+        match self.deadline {
+            Some(deadline) if deadline <= self.limit => ReadError::DeadlineExceeded { waited, ran: None },
+            _ => ReadError::NoReader { waited },
+        }
+    }
+}
+
+/// The right to a connection.
+enum Seat<'db> {
+    Pool(CheckedOut),
+    Snapshot(Turn<'db>),
+}
+
+impl<'db> Source<'db> {
+    /// Waits for a connection.
+    async fn seat(&self) -> Result<Seat<'db>, CheckOutError> {
+        match *self {
+            Self::Pool(service) => service.readers.check_out().await.map(Seat::Pool),
+            Self::Snapshot(snapshot) => Ok(Seat::Snapshot(snapshot.turn().await)),
+        }
+    }
+}
+
+impl Seat<'_> {
+    fn read<F, T, E>(self, request: Request, closure: F) -> Running<T, E>
+    where
+        F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        match self {
+            Self::Pool(reader) => reader.read(request, closure),
+            Self::Snapshot(turn) => turn.read(request, closure),
+        }
+    }
+}
+
+impl<E> From<CheckOutError> for ReadError<E> {
+    fn from(error: CheckOutError) -> Self {
+        match error {
+            CheckOutError::Closed => Self::Closed,
+            CheckOutError::Connection(cause) => Self::Connection(cause),
         }
     }
 }
@@ -73,13 +188,15 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'db>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
+        let span = debug_span!("read", label = &*self.label);
+        let read = async move {
             self.check_token()?;
-            let span = debug_span!("read", label = &*self.label);
-            let permit = until(after(self.wait_max), self.service.readers.permit()).await;
-            let permit = permit.ok_or(ReadError::NoReader { waited: self.wait_max })?;
-            permit.ok_or(ReadError::Closed)?.read(self.closure).instrument(span).await
-        })
+            let patience = self.patience();
+            let seat = until(patience.limit, self.source.seat()).await;
+            let seat = seat.ok_or_else(|| patience.is_over())??;
+            seat.read(self.request(patience), self.closure).await
+        };
+        Box::pin(read.instrument(span))
     }
 }
 
@@ -96,9 +213,10 @@ where
     pub fn wait(self) -> Result<T, ReadError<E>> {
         self.check_token()?;
         let _span = debug_span!("read", label = &*self.label).entered();
-        let permit = block_on_until(self.service.readers.permit(), after(self.wait_max));
-        let permit = permit.ok_or(ReadError::NoReader { waited: self.wait_max })?;
-        block_on(permit.ok_or(ReadError::Closed)?.read(self.closure))
+        let patience = self.patience();
+        let seat = block_on_until(self.source.seat(), patience.limit);
+        let seat = seat.ok_or_else(|| patience.is_over())??;
+        block_on(seat.read(self.request(patience), self.closure))
     }
 }
 

@@ -29,11 +29,13 @@ pub struct ReadTransaction<'c> {
     connection: &'c Connection,
     /// Statements that user code got into its hands, and may have left half-stepped.
     statements_given: Cell<u32>,
+    /// Refuses further statements once the time of the caller is up.
+    watchdog: &'c Watchdog,
 }
 
 impl<'c> ReadTransaction<'c> {
-    fn new(connection: &'c Connection) -> Self {
-        Self { connection, statements_given: Cell::new(0) }
+    fn new(connection: &'c Connection, watchdog: &'c Watchdog) -> Self {
+        Self { connection, statements_given: Cell::new(0), watchdog }
     }
 
     /// Prepares a statement that is used once.
@@ -41,6 +43,7 @@ impl<'c> ReadTransaction<'c> {
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare(&self, sql: &str) -> rusqlite::Result<Statement<'_>> {
+        self.watchdog.check()?;
         self.statements_given.update(|given| given.wrapping_add(1));
         self.connection.prepare(sql)
     }
@@ -50,6 +53,7 @@ impl<'c> ReadTransaction<'c> {
     /// # Errors
     /// SQLite's, if the SQL is wrong or not allowed here.
     pub fn prepare_cached(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.watchdog.check()?;
         self.statements_given.update(|given| given.wrapping_add(1));
         self.connection.prepare_cached(sql)
     }
@@ -63,7 +67,7 @@ impl<'c> ReadTransaction<'c> {
         P: Params,
         F: FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.connection.prepare_cached(sql)?.query_row(params, map)
+        self.cached(sql)?.query_row(params, map)
     }
 
     /// All rows of a query, each mapped by `map`.
@@ -75,7 +79,13 @@ impl<'c> ReadTransaction<'c> {
         P: Params,
         F: FnMut(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.connection.prepare_cached(sql)?.query_map(params, map)?.collect()
+        self.cached(sql)?.query_map(params, map)?.collect()
+    }
+
+    /// The cached statement for a text, for use in one go.
+    fn cached(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        self.watchdog.check()?;
+        self.connection.prepare_cached(sql)
     }
 }
 
@@ -93,7 +103,6 @@ pub struct WriteTransaction<'c> {
     read: ReadTransaction<'c>,
     control: &'c dyn Savepoints,
     user_code: &'c UserCode,
-    watchdog: &'c Watchdog,
     /// When the command began.
     since: Instant,
     /// A nested savepoint could not be ended.
@@ -114,7 +123,7 @@ impl<'c> WriteTransaction<'c> {
     /// # Errors
     /// SQLite's; [`rusqlite::Error::ExecuteReturnedResults`] if the statement gives rows.
     pub fn execute<P: Params>(&mut self, sql: &str, params: P) -> rusqlite::Result<usize> {
-        self.connection.prepare_cached(sql)?.execute(params)
+        self.cached(sql)?.execute(params)
     }
 
     /// Runs several statements without parameters, such as the steps of a migration.
@@ -122,6 +131,7 @@ impl<'c> WriteTransaction<'c> {
     /// # Errors
     /// SQLite's, at the first statement that fails.
     pub fn execute_batch(&mut self, sql: &str) -> rusqlite::Result<()> {
+        self.watchdog.check()?;
         self.connection.execute_batch(sql)
     }
 
@@ -435,10 +445,9 @@ impl<'c> TransactionControl<'c> {
     /// What user code that begins now gets to see of the connection.
     pub(crate) fn transaction(&self, now: Instant) -> WriteTransaction<'_> {
         WriteTransaction {
-            read: ReadTransaction::new(self.connection),
+            read: ReadTransaction::new(self.connection, self.watchdog),
             control: self,
             user_code: self.user_code,
-            watchdog: self.watchdog,
             since: now,
             savepoint_stuck: false,
         }
@@ -464,20 +473,33 @@ fn run(statement: &RefCell<Statement<'_>>) -> rusqlite::Result<()> {
     statement.borrow_mut().raw_execute().map(drop)
 }
 
-/// Runs `read` on one unchanging state of the database, and leaves the connection without a transaction
-/// whatever `read` did.
-///
-/// # Errors
-/// The outer error means that the connection is not fit for further use.
+/// Begins a read transaction and takes its snapshot at once: BEGIN alone leaves that to the first statement,
+/// and what stands in the way of reading with it.
+pub(crate) fn begin_read(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1")
+}
+
+/// Runs user code in a read transaction that has begun.
 pub(crate) fn read_transaction<T>(
     connection: &Connection,
     user_code: &UserCode,
+    watchdog: &Watchdog,
     read: impl FnOnce(&ReadTransaction<'_>) -> T,
-) -> rusqlite::Result<std::thread::Result<T>> {
-    connection.execute_batch("BEGIN")?;
-    let result = user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&ReadTransaction::new(connection)))));
-    connection.execute_batch("ROLLBACK")?;
-    Ok(result)
+) -> std::thread::Result<T> {
+    let transaction = ReadTransaction::new(connection, watchdog);
+    user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&transaction))))
+}
+
+/// Whether a read transaction still stands, and no statement was left half-stepped in it.
+pub(crate) fn read_transaction_stands(connection: &Connection) -> bool {
+    !connection.is_autocommit() && !connection.is_busy()
+}
+
+/// Ends a read transaction, whatever user code left open; false if the connection is not fit for another.
+pub(crate) fn end_read(connection: &Connection) -> bool {
+    // SQLite may have ended it by itself.
+    let ended = connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok();
+    ended && !connection.is_busy()
 }
 
 /// The message of a caught panic.

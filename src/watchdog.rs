@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ffi};
 
 /// SQLite's virtual machine runs this many instructions between two looks: some tens of microseconds.
 const INSTRUCTIONS: i32 = 1_000;
@@ -26,22 +26,49 @@ struct Limit {
     end: AtomicBool,
     /// Nothing is ended now: the service's own statements must not be.
     paused: AtomicBool,
+    /// Whether a statement has been ended since this was last asked.
+    interrupted: AtomicBool,
 }
 
 const NEVER: u64 = u64::MAX;
 
 impl Watchdog {
-    /// Watches a connection from now on.
-    pub(crate) fn watch(connection: &Connection) -> rusqlite::Result<Self> {
-        let watchdog = Self(Arc::new(Limit {
+    /// Watches nothing until it is [set on](Self::set_on) a connection.
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Limit {
             base: Instant::now(),
             deadline: AtomicU64::new(NEVER),
             end: AtomicBool::new(false),
             paused: AtomicBool::new(false),
-        }));
-        let limit = watchdog.0.clone();
-        connection.progress_handler(INSTRUCTIONS, Some(move || limit.has_passed()))?;
+            interrupted: AtomicBool::new(false),
+        }))
+    }
+
+    /// Watches a connection from now on.
+    pub(crate) fn watch(connection: &Connection) -> rusqlite::Result<Self> {
+        let watchdog = Self::new();
+        watchdog.set_on(connection)?;
         Ok(watchdog)
+    }
+
+    /// Watches this connection too; it may be one that replaces another.
+    pub(crate) fn set_on(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let limit = self.0.clone();
+        connection.progress_handler(INSTRUCTIONS, Some(move || limit.interrupts()))
+    }
+
+    /// Refuses a statement whose time is up before it begins: a short one ends before SQLite looks.
+    pub(crate) fn check(&self) -> rusqlite::Result<()> {
+        if self.0.interrupts() {
+            let interrupted = ffi::Error::new(ffi::SQLITE_INTERRUPT);
+            return Err(rusqlite::Error::SqliteFailure(interrupted, None));
+        }
+        Ok(())
+    }
+
+    /// Whether a statement has been ended or refused since this was last asked.
+    pub(crate) fn take_interrupted(&self) -> bool {
+        self.0.interrupted.swap(false, Ordering::Relaxed)
     }
 
     /// Lets statements run until `deadline`; for good without one.
@@ -84,11 +111,16 @@ impl Limit {
         u64::try_from(nanos).unwrap_or(NEVER - 1)
     }
 
-    fn has_passed(&self) -> bool {
+    fn interrupts(&self) -> bool {
         if self.paused.load(Ordering::Relaxed) {
             return false;
         }
-        self.end.load(Ordering::Relaxed) || self.has_passed_at(self.deadline.load(Ordering::Relaxed))
+        let deadline = self.deadline.load(Ordering::Relaxed);
+        let interrupts = self.end.load(Ordering::Relaxed) || self.has_passed_at(deadline);
+        if interrupts {
+            self.interrupted.store(true, Ordering::Relaxed);
+        }
+        interrupts
     }
 
     /// Reads the clock only where there is a limit.

@@ -1,5 +1,5 @@
 //! Bounded Everything, for readers: how many there are, how long one waits, and what wears one out.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::mem_forget, reason = "a test")]
 
 mod common;
 
@@ -179,4 +179,36 @@ async fn a_value_that_panics_when_it_is_dropped_costs_no_connection() {
         soon(thread_of_a_read(&db)).await;
     }
     assert_eq!(db.stats().readers_open, open);
+}
+
+#[tokio::test]
+async fn a_read_that_leaves_a_statement_half_stepped_has_its_connection_replaced() {
+    let db = few_readers(|_| ()).await;
+    let thread = thread_of_a_read(&db).await;
+    let leaks = db.read("leaks", |tx| {
+        let mut statement = tx.prepare("SELECT 1 UNION ALL SELECT 2")?;
+        let mut rows = statement.query(())?;
+        rows.next()?;
+        std::mem::forget(rows);
+        std::mem::forget(statement);
+        Ok(std::thread::current().id())
+    });
+    assert_eq!(soon(leaks).await.unwrap(), thread);
+    assert_ne!(thread_of_a_read(&db).await, thread);
+    assert_eq!(db.stats().readers_in_use, 0);
+    common::insert(&db, 1).await.unwrap();
+    assert_eq!(db.xs().await, [1], "what was leaked pins nothing old");
+}
+
+#[tokio::test]
+async fn reads_that_are_dropped_at_any_point_lose_no_connection() {
+    // Old at once, so that each read opens a connection of its own.
+    let db = few_readers(|config| config.reader_age_max = Duration::from_nanos(1)).await;
+    for _ in 0..30 {
+        let mut read = db.read("dropped", |_| Ok(())).wait_max(HANG).into_future();
+        let _begun = (&mut read).now_or_never();
+        drop(read);
+    }
+    soon(db.read("last", |_| Ok(())).wait_max(HANG)).await.unwrap();
+    until("all are closed", || db.stats().readers_open == 0).await;
 }

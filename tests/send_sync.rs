@@ -2,8 +2,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use solewriter::{
-    BlockingDatabase, Builder, CommitToken, Config, Database, Execute, ImportError, ImportRun, Lane,
-    OpenError, Read, ReadError, Receipt, ShutdownError, Stats, Write, WriteError, WriteFuture,
+    Blocking, BlockingDatabase, Builder, CommitToken, Config, Database, Execute, ImportError, ImportRun,
+    Lane, OpenError, OpenSnapshot, Read, ReadError, Reading, Receipt, ShutdownError, Snapshot, Stats, Write,
+    WriteError, WriteFuture,
 };
 
 const fn is_send<T: Send>() {}
@@ -20,7 +21,11 @@ fn handles_futures_and_errors_cross_threads() {
     is_handle::<CommitToken>();
     is_handle::<Lane>();
     is_handle::<Stats>();
+    is_handle::<Reading>();
     is_shared::<Receipt<Execute>>();
+    is_shared::<Snapshot>();
+    is_shared::<Snapshot<Blocking>>();
+    is_send::<OpenSnapshot<'static>>();
     is_send::<Write<'static, Execute>>();
     is_send::<WriteFuture<'static, Execute>>();
     is_send::<Read<'static, fn()>>();
@@ -43,6 +48,9 @@ async fn the_futures_of_a_handle_can_be_spawned() {
         drop(db.execute("", ()).committed().await);
         drop(db.write("never", |_| Ok(())).submit().await);
         drop(db.read("never", |_| Ok(())).await);
+        if let Ok(snapshot) = db.snapshot("never").await {
+            drop(snapshot.read(|_| Ok(())).deadline(std::time::Duration::ZERO).await);
+        }
         drop(
             db.import("never", futures_util::stream::empty::<()>())
                 .run(|_, ()| Ok::<_, rusqlite::Error>(()))

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 pub use maintenance::MaintenanceError;
 pub use open::{OpenError, OpenErrorReason};
-pub use read::ReadError;
+pub use read::{ReadEnd, ReadError};
 pub use write::{NotStarted, RolledBack, Unknown, WriteError};
 
 /// What became of a command that failed.

@@ -259,7 +259,10 @@ impl fmt::Display for NotStarted {
             }
             Self::DiskFull(_) => f.write_str("the disk is full; make room, then retry"),
             Self::WalFull { wal_bytes } => {
-                write!(f, "a reader or another program keeps {wal_bytes} bytes in the WAL; end it, then retry")
+                write!(
+                    f,
+                    "a reader or another program keeps {wal_bytes} bytes in the WAL; end it, then retry"
+                )
             }
             Self::Unavailable(_) => f.write_str("the database can't be written at the moment; retry later"),
             Self::Forked => f.write_str("this process is a fork; open the database in it after the fork"),

@@ -2,6 +2,12 @@
 
 mod pins;
 mod pool;
+mod running;
+mod snapshot;
+mod thread;
 
+// For the writer: it names who pins the WAL, and closes every reader while it opens the database anew.
 pub(crate) use pins::Pins;
-pub(crate) use pool::ReaderPool;
+pub(crate) use pool::{CheckOutError, CheckedOut, ReaderPool};
+pub(crate) use running::{Request, Running};
+pub(crate) use snapshot::{HeldSnapshot, Turn};
