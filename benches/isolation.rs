@@ -13,12 +13,14 @@ use solewriter::{Command, Config, Database, Drain, Durability, WriteTransaction}
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-const SCHEMA: &str = "CREATE TABLE events (id INTEGER PRIMARY KEY, client INTEGER NOT NULL, text TEXT NOT NULL);
+const SCHEMA: &str =
+    "CREATE TABLE events (id INTEGER PRIMARY KEY, client INTEGER NOT NULL, text TEXT NOT NULL);
      CREATE TABLE taken (name INTEGER PRIMARY KEY);
      INSERT INTO taken VALUES (1)";
 const INSERT: &str = "INSERT INTO events (client, text) VALUES (?1, ?2)";
 const CLASH: &str = "INSERT INTO taken VALUES (1)";
-const TEXT: &str = "one row of about a hundred bytes, as a service writes it: who did what, where, when, and why";
+const TEXT: &str =
+    "one row of about a hundred bytes, as a service writes it: who did what, where, when, and why";
 
 #[derive(Parser)]
 struct Options {
@@ -95,7 +97,8 @@ async fn main() -> Result<(), Error> {
             run(&db, workload, clients, length / 10).await?;
             let (started, commands) = (Instant::now(), run(&db, workload, clients, length).await?);
             let per_second = commands as f64 / started.elapsed().as_secs_f64();
-            let name = workload.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+            let name =
+                workload.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
             println!("{name} {clients} {per_second:.0}");
             db.shutdown(Drain::within(Duration::from_secs(30))).await?;
         }
@@ -143,7 +146,7 @@ async fn send(db: &Database, workload: Workload, client: i64, fails: bool) {
         Workload::FailsUnnamed if fails => db.write_rerunnable("add", late).await,
         _ => db.write_rerunnable("add", add).await,
     };
-    let expected = fails
-        && matches!(workload, Workload::FailsEarly | Workload::FailsLate | Workload::FailsUnnamed);
+    let expected =
+        fails && matches!(workload, Workload::FailsEarly | Workload::FailsLate | Workload::FailsUnnamed);
     assert_eq!(sent.is_err(), expected, "{sent:?}");
 }

@@ -223,9 +223,9 @@ impl Execute {
     /// The parameters, or the error of the one that SQLite has no type for.
     fn parameters(&self) -> rusqlite::Result<&[Value]> {
         // An error can't be copied, and the statement may run again; none of its kinds tells more than its text.
-        self.parameters.as_deref().map_err(|error| {
-            rusqlite::Error::ToSqlConversionFailure(error.to_string().into())
-        })
+        self.parameters
+            .as_deref()
+            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.to_string().into()))
     }
 }
 

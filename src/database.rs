@@ -8,7 +8,9 @@ use std::sync::Arc;
 use futures_util::Stream;
 use rusqlite::{Connection, Row};
 
-use crate::command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work};
+use crate::command::{
+    Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work,
+};
 use crate::config::Config;
 use crate::error::{OpenError, OpenErrorReason, WriteError};
 use crate::holder::Holder;

@@ -12,11 +12,11 @@ use rusqlite::Connection;
 
 use crate::board::Board;
 use crate::config::Config;
+use crate::connection::{self, CheckpointMode};
 use crate::error::{Cause, NotStarted, Outcome};
+use crate::holder::Phase;
 use crate::message::Fate;
 use crate::queue::Queue;
-use crate::connection::{self, CheckpointMode};
-use crate::holder::Phase;
 use crate::sqlite_ffi;
 use crate::sync::lock;
 

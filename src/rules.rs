@@ -325,7 +325,8 @@ mod tests {
 
     #[test]
     fn only_a_failed_sync_after_unsynced_groups_is_beyond_a_fence() {
-        let seen = |failure, unsynced_groups| FailedCommit { failure, nothing_written: false, unsynced_groups };
+        let seen =
+            |failure, unsynced_groups| FailedCommit { failure, nothing_written: false, unsynced_groups };
         for (failure, unsynced, expected) in [
             (Failure::Io, false, AfterCommit::Fence),
             (Failure::Io, true, AfterCommit::Stop),
@@ -333,7 +334,11 @@ mod tests {
             (Failure::DiskFull, true, AfterCommit::Fence),
             (Failure::Memory, true, AfterCommit::Stop),
         ] {
-            assert_eq!(after_failed_commit(&seen(failure, unsynced), Attempt::First), expected, "{failure:?}");
+            assert_eq!(
+                after_failed_commit(&seen(failure, unsynced), Attempt::First),
+                expected,
+                "{failure:?}"
+            );
         }
         let open = FailedCommit { failure: Failure::Busy, nothing_written: true, unsynced_groups: true };
         assert_eq!(after_failed_commit(&open, Attempt::First), AfterCommit::RunAlone);

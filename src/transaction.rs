@@ -234,7 +234,8 @@ impl<'c> WriteTransaction<'c> {
         self.watchdog.pause(paused);
         let (result, _) = self.classify(result);
         let open = self.connection.is_busy();
-        let ended = if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") };
+        let ended =
+            if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") };
         self.connection.flush_prepared_statement_cache();
         match result {
             Ok(value) if open || ended.is_err() => Err(Fault {

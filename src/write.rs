@@ -14,10 +14,10 @@ use tracing::{Level, Span};
 use crate::command::Work;
 use crate::config::Durability;
 use crate::error::{NotStarted, Unknown, WriteError};
-use crate::queue::Admission;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::message::{Claim, Committed, Envelope, Pending, Reply};
+use crate::queue::Admission;
 use crate::service::Service;
 use crate::sync::{after, block_on, block_on_until, until};
 

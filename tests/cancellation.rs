@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Gate, HANG, TestDb, add, insert, soon};
 use futures_util::FutureExt;
-use solewriter::{NotStarted, OnDrop, Outcome, WriteError};
+use solewriter::{NotStarted, OnDrop, Outcome, Retry, RolledBack, WriteError};
 
 fn is_deadline(error: &WriteError) -> bool {
     matches!(error, WriteError::NotStarted(NotStarted::DeadlineExceeded { .. }))
@@ -71,9 +71,10 @@ fn slow(
     let (starts, started) = mpsc::channel();
     let (go_on, wait) = mpsc::channel::<()>();
     let command = move |tx: &mut solewriter::WriteTransaction<'_>| {
+        let added = add(tx, x);
         starts.send(()).unwrap();
         wait.recv_timeout(HANG).unwrap();
-        add(tx, x)
+        added
     };
     (command, (started, go_on))
 }
@@ -128,6 +129,47 @@ async fn a_deadline_that_passes_after_the_start_yields_the_true_outcome() {
     go_on.send(()).unwrap();
     assert_eq!(soon(receipt).await.unwrap(), 1);
     assert_eq!(db.xs().await, [1]);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_statement_that_runs_and_undoes_its_command_alone() {
+    let db = TestDb::open().await;
+    let endless = "INSERT INTO t (x) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    let gate = Gate::close(&db).await;
+    let before = insert(&db, 1).submit().await.unwrap();
+    let slow = db.write("slow", move |tx| {
+        add(tx, 2)?;
+        tx.execute(endless, ())
+    });
+    let slow = slow.deadline(Duration::from_millis(100)).submit().await.unwrap();
+    let after = insert(&db, 3).submit().await.unwrap();
+    gate.open().await;
+    let error = soon(slow).await.unwrap_err();
+    assert!(matches!(error, WriteError::RolledBack(RolledBack::DeadlineExceeded { .. })), "{error:?}");
+    assert_eq!((error.outcome(), error.retry()), (Outcome::RolledBack, Retry::Later));
+    soon(before).await.unwrap();
+    soon(after).await.unwrap();
+    assert_eq!(db.xs().await, [1, 3]);
+}
+
+#[tokio::test]
+async fn after_its_deadline_a_command_can_begin_no_more_statements() {
+    let db = TestDb::open().await;
+    let late = db.write("late", |tx| {
+        add(tx, 1)?;
+        std::thread::sleep(Duration::from_millis(60));
+        add(tx, 2)
+    });
+    let error = soon(late.deadline(Duration::from_millis(50))).await.unwrap_err();
+    assert!(matches!(error, WriteError::RolledBack(RolledBack::DeadlineExceeded { .. })), "{error:?}");
+    // What swallows it has its own way: there was nothing to interrupt.
+    let stubborn = db.write("stubborn", |tx| {
+        add(tx, 3)?;
+        std::thread::sleep(Duration::from_millis(60));
+        Ok(add(tx, 4).is_err())
+    });
+    assert!(soon(stubborn.deadline(Duration::from_millis(50))).await.unwrap());
+    assert_eq!(db.xs().await, [3]);
 }
 
 #[tokio::test]

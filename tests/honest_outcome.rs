@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use common::{Gate, HANG, TestDb, add, committed, insert, soon};
 use rusqlite::ffi;
-use solewriter::{Cause, Drain, Lane, NotStarted, OnDrop, Outcome, Phase, Retry, RolledBack, Unknown, WriteError};
+use solewriter::{
+    Cause, Drain, Lane, NotStarted, OnDrop, Outcome, Phase, Retry, RolledBack, Unknown, WriteError,
+};
 
 fn cause(code: i32) -> Cause {
     rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into()

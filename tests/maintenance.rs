@@ -45,7 +45,8 @@ async fn it_waits_in_its_lane_and_runs_alone_between_two_groups() {
     let gate = Gate::close(&db).await;
     let before = committed(insert(&db, 1)).await;
     // In the lane of the others here, so that its place among them is certain.
-    let maintain = db.maintain("count", |m| m.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)));
+    let maintain =
+        db.maintain("count", |m| m.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)));
     let mut maintain = Box::pin(maintain.lane(solewriter::Lane::Interactive).into_future());
     assert!((&mut maintain).now_or_never().is_none());
     let after = committed(insert(&db, 2)).await;
@@ -80,8 +81,10 @@ async fn another_database_can_be_attached_and_is_gone_afterwards() {
     })
     .await
     .unwrap();
-    let copied: i64 =
-        rusqlite::Connection::open(&other).unwrap().query_row("SELECT x FROM t", (), |row| row.get(0)).unwrap();
+    let copied: i64 = rusqlite::Connection::open(&other)
+        .unwrap()
+        .query_row("SELECT x FROM t", (), |row| row.get(0))
+        .unwrap();
     assert_eq!(copied, 1);
     let attached = |tx: &mut solewriter::WriteTransaction<'_>| {
         tx.query_row("SELECT count(*) FROM pragma_database_list WHERE name = 'other'", (), |row| {
@@ -136,7 +139,10 @@ async fn a_panic_and_a_deadline_cut_it_short_and_the_writer_goes_on() {
     let db = TestDb::open().await;
     let panics = db.maintain("panics", |_| -> rusqlite::Result<()> { panic!("boom") });
     let error = soon(panics).await.unwrap_err();
-    assert!(matches!(&error, MaintenanceError::CutShort(RolledBack::Panicked(why)) if why == "boom"), "{error:?}");
+    assert!(
+        matches!(&error, MaintenanceError::CutShort(RolledBack::Panicked(why)) if why == "boom"),
+        "{error:?}"
+    );
     let slow = db.maintain("slow", |m| m.query_row(FOR_EVER, (), |_| Ok(())));
     let error = soon(slow.deadline(Duration::from_millis(50))).await.unwrap_err();
     assert!(matches!(error, MaintenanceError::CutShort(RolledBack::DeadlineExceeded { .. })), "{error:?}");
@@ -150,10 +156,7 @@ async fn a_deadline_that_passes_while_it_waits_means_that_it_never_runs() {
     let gate = Gate::close(&db).await;
     let late = db.maintain("late", |m| m.vacuum()).deadline(Duration::from_millis(5));
     let error = soon(late).await.unwrap_err();
-    assert!(
-        matches!(error, MaintenanceError::NotStarted(NotStarted::DeadlineExceeded { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(error, MaintenanceError::NotStarted(NotStarted::DeadlineExceeded { .. })), "{error:?}");
     gate.open().await;
 }
 

@@ -164,7 +164,8 @@ async fn no_bound_value_is_ever_shown() {
     show(&as_number.await.unwrap_err());
     let gate = Gate::close(&db).await;
     // It can't run again, so it is lost with the group.
-    let delete = |tx: &mut solewriter::WriteTransaction<'_>| tx.execute("DELETE FROM t WHERE x <> ?1", [SECRET]);
+    let delete =
+        |tx: &mut solewriter::WriteTransaction<'_>| tx.execute("DELETE FROM t WHERE x <> ?1", [SECRET]);
     let lost = committed(db.write("lost", delete)).await;
     let culprit = committed(insert_secret("OR ROLLBACK")).await;
     show(&soon(insert_secret("").deadline(Duration::from_millis(1))).await.unwrap_err());

@@ -158,7 +158,9 @@ impl<E> WriteError<E> {
             Self::RolledBack(RolledBack::DeadlineExceeded { .. } | RolledBack::Environment(_)) => {
                 Retry::Later
             }
-            Self::RolledBack(RolledBack::GroupLost(cause)) if Failure::of(cause.as_sqlite()).is_environmental() => {
+            Self::RolledBack(RolledBack::GroupLost(cause))
+                if Failure::of(cause.as_sqlite()).is_environmental() =>
+            {
                 Retry::Later
             }
             Self::RolledBack(RolledBack::GroupLost(_)) => Retry::Now,

@@ -29,8 +29,8 @@ pub(crate) mod scheduled {
     use std::task::{Poll, Waker};
     use std::time::Instant;
 
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
     use shuttle::sync::Condvar;
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
     pub(crate) use shuttle::sync::{Mutex, MutexGuard};
     pub(crate) use shuttle::thread::yield_now;
 

@@ -341,7 +341,11 @@ impl Writer {
             let mut stats = lock(&self.board.stats);
             stats.wait[lane].record(member.wait);
             stats.run[lane].record(hold);
-            if succeeded { stats.commands.committed += 1 } else { stats.commands.failed += 1 };
+            if succeeded {
+                stats.commands.committed += 1
+            } else {
+                stats.commands.failed += 1
+            };
         }
         let labels = &self.labels;
         self.queue.look(|lanes| {

@@ -125,9 +125,7 @@ impl Writer {
     fn answer_lost(&self, members: Vec<Member>, cause: &Cause) -> impl Iterator<Item = Member> + use<> {
         let (again, lost): (Vec<_>, Vec<_>) = members.into_iter().partition(Member::can_run_again);
         lock(&self.board.stats).groups_lost += 1;
-        self.answer_all(lost, Outcome::RolledBack, || {
-            Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
-        });
+        self.answer_all(lost, Outcome::RolledBack, || Fate::RolledBack(RolledBack::GroupLost(cause.clone())));
         again.into_iter()
     }
 
@@ -224,7 +222,7 @@ impl Writer {
                 let again = self.answer_lost(group.members, &cause).collect();
                 self.run_again(Attempt::Alone, again, VecDeque::new(), group.rest);
             }
-            AfterCommit::RollBack => drop(self.roll_back_all(group, &cause)),
+            AfterCommit::RollBack => self.roll_back_all(group, &cause),
             AfterCommit::Stop => return self.stop_in_doubt(group, cause),
             AfterCommit::Fence => {
                 self.board.hold(Phase::Recover, Instant::now());
@@ -235,8 +233,11 @@ impl Writer {
                         self.note_failure(cause);
                     }
                     Err(error) => {
-                        let failed =
-                            rules::after_failed_probe(Failure::of(&error), Some(failure), self.unsynced_groups);
+                        let failed = rules::after_failed_probe(
+                            Failure::of(&error),
+                            Some(failure),
+                            self.unsynced_groups,
+                        );
                         match failed {
                             AfterProbe::DiskFull => {
                                 self.roll_back_all(group, &cause);

@@ -8,9 +8,7 @@ use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
-use solewriter::{
-    Committed, Config, Database, Outcome, Retry, RolledBack, WriteError, WriteTransaction,
-};
+use solewriter::{Committed, Config, Database, Outcome, Retry, RolledBack, WriteError, WriteTransaction};
 
 use crate::common::{self, Answer, Gate, Kind, TestDb, add, committed, insert, soon};
 
@@ -255,7 +253,8 @@ async fn case(db: &TestDb, way: Way, kind: Kind, neighbours: &[Kind], position: 
 
     let mut expected = vec![0];
     for (place, answer) in answers.into_iter().enumerate() {
-        let is_lost = way.effect() == Effect::GroupLost && place < position && neighbours[place] == Kind::Once;
+        let is_lost =
+            way.effect() == Effect::GroupLost && place < position && neighbours[place] == Kind::Once;
         assert_eq!(is_committed(soon(answer).await), !is_lost, "{what}: neighbour {place}");
         if !is_lost {
             expected.push(1 + place as i64);
