@@ -20,7 +20,7 @@ enum Way {
     Panics,
     OrRollback,
     OrRollbackSwallowedAndWrittenOn,
-    OrFailHalfWay,
+    HalfOfOrFail,
     RaiseFail,
     Interrupted,
     DeferredForeignKey,
@@ -43,7 +43,7 @@ const WAYS: [Way; 26] = [
     Panics,
     OrRollback,
     OrRollbackSwallowedAndWrittenOn,
-    OrFailHalfWay,
+    HalfOfOrFail,
     RaiseFail,
     Interrupted,
     DeferredForeignKey,
@@ -104,7 +104,7 @@ impl Way {
                 let _vetoed = [add(tx, 1_001).is_err(), tx.execute_batch("CREATE TABLE more (x)").is_err()];
                 Ok(1)
             }
-            OrFailHalfWay => tx.execute("INSERT OR FAIL INTO t (x) VALUES (1001), (1002), (0)", ()),
+            HalfOfOrFail => tx.execute("INSERT OR FAIL INTO t (x) VALUES (1001), (1002), (0)", ()),
             RaiseFail => tx.execute("INSERT INTO trap VALUES (1), (2), (3)", ()),
             Interrupted => tx.execute(
                 "INSERT INTO t (x) WITH RECURSIVE n(i) AS (SELECT 2000 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n",
@@ -316,7 +316,7 @@ async fn no_command_that_runs_once_costs_a_neighbour_its_result() {
 
 #[tokio::test]
 async fn a_failure_without_a_trace_costs_no_second_run_and_one_with_traces_does() {
-    for (way, reruns) in [(FailsBeforeItWrites, false), (Fails, true), (OrFailHalfWay, true)] {
+    for (way, reruns) in [(FailsBeforeItWrites, false), (Fails, true), (HalfOfOrFail, true)] {
         let db = open().await;
         let gate = Gate::close(&db).await;
         let neighbour = committed(insert(&db, 1)).await;
