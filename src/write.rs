@@ -21,13 +21,13 @@ use crate::queue::Admission;
 use crate::service::Service;
 use crate::sync::{after, block_on, block_on_until, until};
 
-/// What becomes of a command whose future or receipt is dropped after it was accepted.
+/// What becomes of a command or a read whose future or receipt is dropped after it was accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnDrop {
     /// It runs; only its answer is lost (the default).
     #[default]
     Finish,
-    /// It is taken back if it has not started; else it runs.
+    /// It is taken back if it has not started; else a command runs, and a read is interrupted.
     Withdraw,
 }
 
@@ -96,9 +96,13 @@ impl<'db, W: Work, M> Write<'db, W, M> {
         self
     }
 
-    /// Limits the time from now until the command starts; after it the command never runs.
+    /// Limits the time from now until the command has run; waiting for room, for its turn and for the write lock
+    /// of another process included.
     ///
-    /// A command that has started by then is finished and answered truthfully.
+    /// A command that has not started by then never runs. In one that has, SQLite ends the statement that is at
+    /// work and begins no other, and the command is rolled back; Rust code and COMMIT are not interrupted, and a
+    /// command that returns `Ok` all the same is committed. As ending a statement that writes costs the whole
+    /// transaction, a command with little time left runs in a group of its own, unless its label is known as quick.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.options.deadline = Some(time);
         self

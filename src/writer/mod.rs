@@ -291,9 +291,10 @@ impl Writer {
         if !self.rounds.is_empty() {
             return Found::Command;
         }
+        let lingers = !self.config.group_linger.is_zero() && self.queue.look(|lanes| lanes.is_empty());
         let idle_since = Instant::now();
         let found = self.queue.wait(None);
-        if found == Found::Command && !self.config.group_linger.is_zero() && !self.queue.is_closing() {
+        if lingers && found == Found::Command {
             self.queue.gather_until(after(self.config.group_linger));
         }
         if self.foreign.seen.is_some() && idle_since.elapsed() >= self.config.foreign_gap {
