@@ -115,7 +115,7 @@ async fn run(db: &Database, workload: Workload, clients: usize, length: Duration
             tokio::spawn(async move {
                 let mut answered = 0_u64;
                 while started.elapsed() < length {
-                    let fails = (answered + client as u64 * 7) % 100 == 0;
+                    let fails = (answered + client as u64 * 7).is_multiple_of(100);
                     send(&db, workload, client, fails).await;
                     answered += 1;
                 }

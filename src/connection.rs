@@ -298,16 +298,16 @@ fn set(
     verify(name, wanted, &found)
 }
 
-/// Closes a connection; the handle of one that user code leaked a statement of is leaked with it. Returns
-/// whether it is really closed.
+/// Closes a connection, also one that user code has leaked statements of: each would keep its file descriptors,
+/// and the WAL pinned, for as long as the process lives. Returns whether it is really closed.
 pub(crate) fn close(connection: Connection) -> bool {
-    if let Err((connection, error)) = connection.close() {
+    let Err((mut connection, _)) = connection.close() else { return true };
+    sqlite_ffi::finalize_leaked_statements(&mut connection);
+    let closed = connection.close().map_err(|(_, error)| error);
+    if let Err(error) = &closed {
         tracing::error!(%error, "a connection could not be closed");
-        // At least it must not pin the WAL.
-        sqlite_ffi::reset_statements(&connection);
-        return false;
     }
-    true
+    closed.is_ok()
 }
 
 /// Makes the last close of the database leave the WAL as it is, for a recovery at the next open.

@@ -84,6 +84,10 @@ impl Database {
     /// anything but the transaction it is given. What it returns as an error undoes all of its writes and
     /// none of its neighbours'.
     ///
+    /// Where SQLite itself rolls back the transaction of the group after the closure has run, it can't run again:
+    /// [`RolledBack::GroupLost`](crate::RolledBack::GroupLost), and a retry is safe. If the closure could run twice,
+    /// [`write_rerunnable`](Self::write_rerunnable) spares you that.
+    ///
     /// # Errors
     /// [`WriteError`] tells whether the command ran, whether it is committed, and whether to retry.
     ///
@@ -136,10 +140,28 @@ impl Database {
 
     /// As [`write`](Self::write), for closures that may be run again after a neighbour's failure.
     ///
-    /// The closure must be free of effects outside the transaction; only its last run counts.
+    /// The closure must be free of effects outside the transaction; only its last run counts. In return it never
+    /// loses its result to a neighbour, and costs no savepoint while its label does not fail half-way.
     ///
     /// # Errors
     /// As with `write`.
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// db.execute("CREATE TABLE hits (page TEXT PRIMARY KEY, count INTEGER NOT NULL)", ()).await?;
+    /// let page = String::from("/");
+    /// let count: i64 = db
+    ///     .write_rerunnable("hits.count", move |tx| {
+    ///         tx.execute("INSERT INTO hits VALUES (?1, 1) ON CONFLICT DO UPDATE SET count = count + 1", [&page])?;
+    ///         tx.query_row("SELECT count FROM hits WHERE page = ?1", [&page], |row| row.get(0))
+    ///     })
+    ///     .await?;
+    /// assert_eq!(count, 1);
+    /// # Ok(()) }
+    /// ```
     pub fn write_rerunnable<F, T>(
         &self,
         label: impl Into<Label>,

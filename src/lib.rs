@@ -8,6 +8,7 @@
 //!   then await it, or [`submit`](Write::submit) it and await the [`Receipt`] later.
 //! - [`Database::read`] runs a closure on one unchanging state of the database, and [`Database::snapshot`] keeps
 //!   that state for several reads.
+//! - [`Database::maintain`] does what SQLite does outside of transactions only: VACUUM, PRAGMA, ATTACH.
 //! - [`Database::import`] streams entries through the bulk lane in batches bounded by time.
 //! - [`WriteError`] tells by its variant whether the command ran and whether it is committed.
 //! - [`Database::stats`], [`Database::holder`] and [`Database::oldest_read`] tell what goes on.
@@ -36,7 +37,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The [`guide`] holds the guarantees, the architecture and the decisions.
+//! The [`guide`] holds the guarantees, what happens in each kind of failure, the architecture and the decisions.
 
 mod label;
 mod lane;
@@ -91,6 +92,8 @@ pub mod guide {
     pub mod guarantees {}
     #[doc = include_str!("../docs/architecture.md")]
     pub mod architecture {}
+    #[doc = include_str!("../docs/reliability.md")]
+    pub mod reliability {}
     #[doc = include_str!("../docs/decisions.md")]
     pub mod decisions {}
 }
