@@ -245,6 +245,7 @@ pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
 
 thread_local! {
     static WAL_PAGES: Cell<u64> = const { Cell::new(0) };
+    static WAL_COMMITS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Lets SQLite tell the size of the WAL at every commit of this connection.
@@ -255,6 +256,7 @@ thread_local! {
 pub(crate) fn watch_wal(connection: &Connection) {
     connection.wal_hook(Some(|_, pages| {
         WAL_PAGES.set(pages.unsigned_abs().into());
+        WAL_COMMITS.set(WAL_COMMITS.get() + 1);
         Ok(())
     }));
 }
@@ -267,6 +269,11 @@ pub(crate) fn reset_wal_pages() {
 /// The pages in the WAL after the newest commit on this thread.
 pub(crate) fn wal_pages() -> u64 {
     WAL_PAGES.get()
+}
+
+/// How many commits on this thread have written to the WAL.
+pub(crate) fn wal_commits() -> u64 {
+    WAL_COMMITS.get()
 }
 
 fn synchronous(durability: Durability) -> i64 {

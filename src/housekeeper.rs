@@ -99,7 +99,8 @@ impl Housekeeping {
     /// was possible.
     pub(crate) fn restart(&self, restart: impl FnOnce() -> bool) {
         let mut restarts = lock(&self.checkpointing);
-        let restarted = restart();
+        // To begin the WAL anew is a checkpoint too, and the one that was running may have failed.
+        let restarted = self.failure().is_none() && restart();
         if restarted {
             restarts.succeeded()
         } else {

@@ -250,9 +250,10 @@ impl Writer {
     fn commit(&mut self, store: &mut impl Store, group: Group) -> ControlFlow<SessionEnd> {
         let started = group.now;
         self.board.hold(Phase::Commit, started);
-        if let Err(error) = store.commit() {
-            return self.commit_failed(store, group, error);
-        }
+        let wrote = match store.commit() {
+            Ok(wrote) => wrote,
+            Err(error) => return self.commit_failed(store, group, error),
+        };
         if let Err(cause) = store.check_files() {
             return self.files_were_replaced(group, cause);
         }
@@ -260,7 +261,9 @@ impl Writer {
         let (commit, hold) = (ended - started, ended - group.begun);
         // Before the answers: who has its answer must not find itself the holder.
         self.board.let_go();
-        self.unsynced_groups = group.durability == Durability::Normal;
+        if wrote {
+            self.unsynced_groups = group.durability == Durability::Normal;
+        }
         self.breaker.succeeded();
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);

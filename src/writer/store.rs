@@ -24,7 +24,9 @@ pub(super) trait Store {
     /// Runs a command.
     fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Step;
 
-    fn commit(&mut self) -> Result<(), CommitError>;
+    /// Returns whether there was anything to write: SQLite neither writes nor syncs for a transaction that has
+    /// changed nothing.
+    fn commit(&mut self) -> Result<bool, CommitError>;
 
     /// Leaves no transaction behind; false if the connection is not fit for another.
     fn roll_back(&mut self) -> bool;
@@ -128,11 +130,13 @@ impl Store for Session<'_> {
         span.in_scope(|| job.run(&mut self.control.transaction(now), guard))
     }
 
-    fn commit(&mut self) -> Result<(), CommitError> {
-        self.control.commit().map_err(|error| CommitError {
+    fn commit(&mut self) -> Result<bool, CommitError> {
+        let before = connection::wal_commits();
+        let committed = self.control.commit().map_err(|error| CommitError {
             nothing_written: !self.connection.is_autocommit() || is_commit_veto(&error),
             error,
-        })
+        });
+        committed.map(|()| connection::wal_commits() != before)
     }
 
     fn roll_back(&mut self) -> bool {

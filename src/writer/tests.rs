@@ -33,14 +33,16 @@ use crate::transaction::WriteTransaction;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nature {
     Good,
+    WritesNothing,
     FailsEarly,
     FailsLate,
     EndsTransaction,
     LeavesStatementOpen,
 }
 
-const NATURES: [Nature; 5] = [
+const NATURES: [Nature; 6] = [
     Nature::Good,
+    Nature::WritesNothing,
     Nature::FailsEarly,
     Nature::FailsLate,
     Nature::EndsTransaction,
@@ -113,7 +115,7 @@ impl FakeStore {
     fn step(&mut self, guard: Guard, id: u64, nature: Nature) -> Step {
         let mut seen = Seen {
             guard,
-            ok: nature == Nature::Good,
+            ok: matches!(nature, Nature::Good | Nature::WritesNothing),
             failure: Failure::Command,
             ended: false,
             statement_open: nature == Nature::LeavesStatementOpen,
@@ -125,7 +127,7 @@ impl FakeStore {
         let savepoint = cells.len();
         match nature {
             Nature::Good => cells.extend([(id, false), (id, true)]),
-            Nature::FailsEarly => {}
+            Nature::WritesNothing | Nature::FailsEarly => {}
             _ => cells.push((id, false)),
         }
         seen.wrote = cells.len() > savepoint;
@@ -186,9 +188,13 @@ impl Store for FakeStore {
         step
     }
 
-    fn commit(&mut self) -> Result<(), CommitError> {
+    fn commit(&mut self) -> Result<bool, CommitError> {
         let fails = self.fails();
         let Some((durability, cells)) = self.transaction.take() else { panic!("COMMIT without BEGIN") };
+        if cells.is_empty() {
+            // Neither written nor synced, and nothing overwritten.
+            return Ok(false);
+        }
         if !fails {
             self.file.committed.extend(&cells);
             self.file.may_be_back.clear();
@@ -197,7 +203,7 @@ impl Store for FakeStore {
             }
             self.file.unsynced = durability == Durability::Normal;
             self.wal_pages += 1;
-            return Ok(());
+            return Ok(true);
         }
         let code = [ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC]
             [self.rng.usize(0..4)];
@@ -365,7 +371,8 @@ impl Life {
     fn send(&mut self) {
         let id = self.sent;
         self.sent += 1;
-        let nature = if self.rng.u8(0..4) > 0 { Nature::Good } else { NATURES[self.rng.usize(0..5)] };
+        let nature =
+            if self.rng.u8(0..4) > 0 { Nature::Good } else { NATURES[self.rng.usize(0..NATURES.len())] };
         // A few labels, so that some learn that they fail; the store finds the command by its whole label.
         let label = format!("{nature:?} {id}");
         self.store.natures.insert(label.clone(), (id, nature));
