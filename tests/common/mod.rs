@@ -8,6 +8,9 @@
     reason = "each test file uses a part of this"
 )]
 
+#[cfg(unix)]
+pub(crate) mod foreign;
+
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
