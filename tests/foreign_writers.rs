@@ -68,8 +68,8 @@ fn report(how: &str, mut took: Vec<Duration>) {
         "deadline of 50 ms behind a foreign lock, {how}: median {median:?}, max {max:?}, n={}",
         took.len()
     );
-    // 100 ms on a machine that has nothing else to do.
-    assert!(max < Duration::from_secs(1), "{how}: {took:?}");
+    // Any of them where the machine has nothing else to do.
+    assert!(median < Duration::from_millis(100) && max < Duration::from_secs(1), "{how}: {took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
