@@ -56,9 +56,10 @@ impl Writer {
             self.board.stop(cause);
             return true;
         }
+        // Whoever checkpoints, our own reads must not keep it from that.
+        self.pins.end_older_than(SPARED_READ_AGE);
         let has_room = match self.config.checkpoints {
             Checkpoints::Service => {
-                self.pins.end_older_than(SPARED_READ_AGE);
                 self.restart_wal(store, RESTART_WAIT_AT_TARGET);
                 self.board.wal.bytes() < self.config.wal_limit_bytes
             }
