@@ -276,7 +276,7 @@ impl<H> WriterThread<H> {
             return (Some(old), housekeeper);
         }
         let cause = housekeeping.failure();
-        let Some(_suspended) = readers.suspend(Instant::now() + REOPEN_WAIT) else {
+        let Some(suspended) = readers.suspend(Instant::now() + REOPEN_WAIT) else {
             // A read that does not end keeps the old wal-index alive.
             self.board.stop(cause.unwrap_or_else(lost_connection));
             return (Some(old), housekeeper);
@@ -287,6 +287,7 @@ impl<H> WriterThread<H> {
         old.close_as_it_is();
         match self.open_anew(housekeeping) {
             Ok((connection, housekeeper)) => {
+                suspended.opened_anew();
                 tracing::warn!("every connection was opened anew after a checkpoint that failed");
                 (Some(connection), Some(housekeeper))
             }

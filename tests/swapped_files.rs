@@ -320,6 +320,35 @@ async fn where_the_process_has_lost_its_locks_the_rows_of_others_survive() {
     }
 }
 
+// A backup without the rows is put back while the service runs. Its readers are opened by name as they are needed.
+#[tokio::test]
+async fn a_read_never_sees_the_file_that_was_put_in_the_place_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let (db, path) = open(&dir).await;
+    let backup = dir.path().join("backup.db");
+    let old = plain(&backup);
+    old.execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, x UNIQUE); INSERT INTO t (x) VALUES (77)")
+        .unwrap();
+    old.close().unwrap();
+    // As one does who knows that they belong together.
+    for suffix in ["-wal", "-shm"] {
+        fs::remove_file(beside(&path, suffix)).unwrap();
+    }
+    fs::rename(&backup, &path).unwrap();
+    let xs = |tx: &solewriter::ReadTransaction<'_>| {
+        tx.query_all("SELECT x FROM t ORDER BY x", (), |row| row.get::<_, i64>(0))
+    };
+    let ours = db.snapshot("ours").await.unwrap();
+    assert_eq!(soon(ours.read(xs)).await.unwrap(), [0, 1, 2]);
+    let refused = soon(db.read("new", xs)).await.unwrap_err();
+    assert!(matches!(&refused, ReadError::Connection(_)), "{refused:?}");
+    assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_READONLY_DBMOVED));
+    drop(ours);
+    assert_eq!(soon(db.read("ours again", xs)).await.unwrap(), [0, 1, 2]);
+    soon(db.shutdown(Drain::within(HANG))).await.unwrap();
+    assert_eq!(count(&plain(&path)), 1);
+}
+
 #[tokio::test]
 async fn after_a_swap_the_database_can_be_opened_anew() {
     let dir = tempfile::tempdir().unwrap();
