@@ -344,9 +344,53 @@ async fn a_read_never_sees_the_file_that_was_put_in_the_place_of_ours() {
     assert!(matches!(&refused, ReadError::Connection(_)), "{refused:?}");
     assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_READONLY_DBMOVED));
     drop(ours);
+    common::until("its connection is given back", || db.stats().readers_in_use == 0).await;
     assert_eq!(soon(db.read("ours again", xs)).await.unwrap(), [0, 1, 2]);
     soon(db.shutdown(Drain::within(HANG))).await.unwrap();
     assert_eq!(count(&plain(&path)), 1);
+}
+
+// Another process               Writer
+// reads, and pins the WAL
+//                               writes until the WAL is full, waits
+// (somebody deletes the WAL)
+// reads no more
+//                               does not copy what it has into the database, and stops
+#[tokio::test]
+async fn a_full_wal_that_is_no_longer_ours_is_not_copied_into_the_database() {
+    const LIMIT_BYTES: u64 = 256 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    let config = config_with(|config| {
+        config.wal_target_bytes = 64 << 10;
+        config.wal_limit_bytes = LIMIT_BYTES;
+        config.busy_timeout = HANG;
+    });
+    let db = Database::builder(&path).config(config).open().await.unwrap();
+    db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x UNIQUE)", ()).await.unwrap();
+    let mut foreign = Foreign::start(&path);
+    foreign.run("BEGIN; SELECT * FROM t");
+    let is_full = || {
+        let stats = db.stats();
+        stats.wal_pages * stats.page_bytes >= LIMIT_BYTES
+    };
+    for x in 0..10_000 {
+        // It is measured after the answer, so the command that filled it may not see that yet.
+        let receipt = insert(&db, x).deadline(HANG / 10).submit().await.unwrap();
+        if soon(receipt).await.is_err() || is_full() {
+            break;
+        }
+    }
+    common::until("the WAL is full", is_full).await;
+    let waiting = insert(&db, 1_000_000).submit().await.unwrap();
+    fs::remove_file(beside(&path, "-wal")).unwrap();
+    let kept = dir.path().join("kept");
+    assert!(Command::new("cp").args([&path, &kept]).status().unwrap().success());
+    foreign.run("COMMIT");
+    let refused = soon(waiting).await.unwrap_err();
+    assert!(is_stopped(&refused), "{refused:?}");
+    assert!(soon(db.shutdown(Drain::within(HANG))).await.unwrap().stopped);
+    assert!(fs::read(&path).unwrap() == fs::read(&kept).unwrap(), "the database was written to");
 }
 
 #[tokio::test]
