@@ -212,7 +212,7 @@ impl House {
                 wanted = self.line.changed.wait(wanted).unwrap_or_else(|error| error.into_inner());
                 continue;
             }
-            let pause = self.config.hold_warning / 4;
+            let pause = self.config.hold_warning.min(self.config.command_wait_max) / 4;
             let (guard, timeout) =
                 self.line.changed.wait_timeout(wanted, pause).unwrap_or_else(|error| error.into_inner());
             wanted = guard;

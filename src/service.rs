@@ -243,6 +243,11 @@ impl<H> WriterThread<H> {
     /// Closes the write connection, the last one; returns the pages that are left in the WAL.
     fn close(&self, connection: Option<WriteConnection>, housekeeping: &Housekeeping, limit: Instant) -> u64 {
         let Some(connection) = connection else { return self.board.wal.pages() };
+        if let Err(cause) = connection.check_files() {
+            // What is there now is somebody else's: a checkpoint could overwrite it, and the last close would
+            // delete a -wal file that is not ours.
+            self.board.stop(cause);
+        }
         let in_doubt = self.board.stopped().is_some() || housekeeping.failure().is_some();
         if in_doubt || self.config.checkpoints == Checkpoints::External {
             connection.close_as_it_is();
@@ -265,8 +270,13 @@ impl<H> WriterThread<H> {
         housekeeping: &Arc<Housekeeping>,
         readers: &Arc<ReaderPool>,
     ) -> (Option<WriteConnection>, Option<Housekeeper>) {
+        if let Err(cause) = old.check_files() {
+            // What would be opened is not what is closed.
+            self.board.stop(cause);
+            return (Some(old), housekeeper);
+        }
         let cause = housekeeping.failure();
-        let Some(_suspended) = readers.suspend(Instant::now() + REOPEN_WAIT) else {
+        let Some(suspended) = readers.suspend(Instant::now() + REOPEN_WAIT) else {
             // A read that does not end keeps the old wal-index alive.
             self.board.stop(cause.unwrap_or_else(lost_connection));
             return (Some(old), housekeeper);
@@ -277,6 +287,7 @@ impl<H> WriterThread<H> {
         old.close_as_it_is();
         match self.open_anew(housekeeping) {
             Ok((connection, housekeeper)) => {
+                suspended.opened_anew();
                 tracing::warn!("every connection was opened anew after a checkpoint that failed");
                 (Some(connection), Some(housekeeper))
             }

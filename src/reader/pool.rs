@@ -16,6 +16,7 @@ use super::thread::{Counted, Reader, post};
 use crate::config::Config;
 use crate::connection::Location;
 use crate::error::{Cause, OpenErrorReason, ReadEnd};
+use crate::identity::FileIdentities;
 use crate::label::Label;
 use crate::stats::{DurationHistogram, Stats};
 use crate::sync::{after, block_on, lock};
@@ -29,6 +30,8 @@ pub(crate) struct ReaderPool {
     /// One permit for each read that may run at a time.
     permits: Arc<Semaphore>,
     pins: Arc<Pins>,
+    /// The files that the service has open, `None` if they could not be looked at.
+    files: Mutex<Option<FileIdentities>>,
     state: Mutex<PoolState>,
     /// Told when a connection has been closed or given back.
     given_back: Condvar,
@@ -61,6 +64,7 @@ impl ReaderPool {
     pub(crate) fn open(location: Location, config: Config) -> Result<Arc<Self>, OpenErrorReason> {
         let pool = Arc::new(Self {
             permits: Arc::new(Semaphore::new(config.readers + config.readers_overflow)),
+            files: Mutex::new(FileIdentities::record(&location.path).ok()),
             location,
             config,
             pins: Arc::default(),
@@ -173,6 +177,11 @@ impl ReaderPool {
         }
     }
 
+    /// Fails if one of the names leads to another file by now: what is opened there is not the database.
+    pub(super) fn check_files(&self) -> Result<(), Cause> {
+        lock(&self.files).as_ref().map_or(Ok(()), |files| files.check().map_err(Cause::from))
+    }
+
     pub(super) fn count_closed(&self) {
         lock(&self.state).open -= 1;
         self.given_back.notify_all();
@@ -273,6 +282,14 @@ impl ReaderPool {
 #[must_use = "reads go on when this is dropped"]
 pub(crate) struct Suspended {
     pool: Arc<ReaderPool>,
+}
+
+impl Suspended {
+    /// The database has been opened anew: with every connection closed, another process may have emptied the WAL
+    /// and deleted it.
+    pub(crate) fn opened_anew(&self) {
+        *lock(&self.pool.files) = FileIdentities::record(&self.pool.location.path).ok();
+    }
 }
 
 impl Drop for Suspended {

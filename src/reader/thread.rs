@@ -92,7 +92,14 @@ impl Reader {
     ) -> Result<(), OpenErrorReason> {
         let config = Config { busy_timeout: patience, ..pool.config().clone() };
         name_thread(&format!("{}-read", config.name));
+        // Before, since even a reader may make files beside it; and afterwards, since it is opened by name.
+        pool.check_files().map_err(OpenErrorReason::Sqlite)?;
         let new = open_connection(pool.location(), &config)?;
+        if let Err(cause) = pool.check_files() {
+            connection::leave_wal_alone(&new);
+            connection::close(new);
+            return Err(OpenErrorReason::Sqlite(cause));
+        }
         self.watchdog.set_on(&new)?;
         let user_code = UserCode::guard(&new)?;
         pool.note_closed(connection::close(std::mem::replace(connection, new)));

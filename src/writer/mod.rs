@@ -127,6 +127,14 @@ impl WriteConnection {
         Ok(backlog.copied_pages)
     }
 
+    /// Whether the files are still those that were opened.
+    ///
+    /// # Errors
+    /// Which file is not.
+    pub(crate) fn check_files(&self) -> Result<(), Cause> {
+        self.files.check().map_err(Cause::from)
+    }
+
     /// Copies what can be copied and syncs the database file.
     pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
         connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO)?;
@@ -215,9 +223,22 @@ impl Writer {
     }
 
     /// Opens a new connection, then closes the old one: the last close would delete the WAL.
+    ///
+    /// It is opened by name. So the files are looked at before, since the open itself can change a file, and
+    /// afterwards, while the old connection keeps what it knows: a file that was put in the place of ours must not
+    /// become the database.
     fn replace(&mut self, old: WriteConnection, location: &Location) -> WriteConnection {
+        if let Err(cause) = old.check_files() {
+            self.board.stop(cause);
+            return old;
+        }
         match WriteConnection::open(location, &self.config, &self.board) {
             Ok(new) => {
+                if let Err(cause) = old.check_files() {
+                    self.board.stop(cause);
+                    new.close_as_it_is();
+                    return old;
+                }
                 tracing::warn!("the write connection was replaced");
                 lock(&self.board.stats).connections_replaced += 1;
                 connection::close(old.connection);

@@ -148,7 +148,7 @@ impl Store for Session<'_> {
     }
 
     fn check_files(&self) -> Result<(), Cause> {
-        self.writer.files.check().map_err(Cause::from)
+        self.writer.check_files()
     }
 
     fn probe(&mut self) -> rusqlite::Result<()> {

@@ -51,9 +51,15 @@ impl Writer {
         if self.board.wal.bytes() < self.config.wal_limit_bytes || !self.rounds.is_empty() {
             return false;
         }
+        if let Err(cause) = store.check_files() {
+            // The last group was committed long ago, and a checkpoint into somebody else's database corrupts it.
+            self.board.stop(cause);
+            return true;
+        }
+        // Whoever checkpoints, our own reads must not keep it from that.
+        self.pins.end_older_than(SPARED_READ_AGE);
         let has_room = match self.config.checkpoints {
             Checkpoints::Service => {
-                self.pins.end_older_than(SPARED_READ_AGE);
                 self.restart_wal(store, RESTART_WAIT_AT_TARGET);
                 self.board.wal.bytes() < self.config.wal_limit_bytes
             }

@@ -10,6 +10,8 @@
 
 #[cfg(unix)]
 pub(crate) mod faults;
+#[cfg(unix)]
+pub(crate) mod foreign;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
