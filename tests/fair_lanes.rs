@@ -45,7 +45,6 @@ async fn a_group_that_somebody_waits_for_takes_in_no_bulk_command_beyond_its_sha
     gate.open().await;
     let (bulk, interactive) = (soon(bulk).await.unwrap(), soon(interactive).await.unwrap());
     assert!(interactive.token < bulk.token);
-    assert!(interactive.timing.hold < Duration::from_millis(50), "{:?}", interactive.timing);
     assert_eq!(db.xs().await, [0, 2, 1]);
 }
 

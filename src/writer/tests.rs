@@ -79,8 +79,8 @@ struct FakeStore {
     transaction: Option<(Durability, Vec<Cell>)>,
     fit: bool,
     wal_pages: u64,
-    /// How each command went when it last ran.
-    steps: BTreeMap<u64, Step>,
+    /// Whether each command had written something and returned `Ok` when it last ran.
+    has_written: BTreeMap<u64, bool>,
     /// Whether a small commit overwrites what a failed one has left.
     fences_work: bool,
     /// Whether replaced files are noticed.
@@ -184,7 +184,8 @@ impl Store for FakeStore {
             return Step::Lost(Loss::Savepoint);
         }
         let step = self.step(guard, id, nature);
-        self.steps.insert(id, step);
+        let has_written = step == Step::Done && nature == Nature::Good;
+        self.has_written.insert(id, has_written);
         step
     }
 
@@ -316,7 +317,7 @@ enum Canary {
 /// What is left of a life.
 struct Left {
     answers: BTreeMap<u64, Vec<Told>>,
-    steps: BTreeMap<u64, Step>,
+    has_written: BTreeMap<u64, bool>,
     file: File,
 }
 
@@ -360,7 +361,7 @@ impl Life {
             transaction: None,
             fit: true,
             wal_pages: 0,
-            steps: BTreeMap::new(),
+            has_written: BTreeMap::new(),
             fences_work: canary != Some(Canary::NoFence),
             looks_at_files: canary != Some(Canary::IgnoresReplacedFiles),
         };
@@ -409,7 +410,7 @@ impl Life {
         self.writer.refuse_until_drained();
         let answers = std::mem::take(&mut *self.answers.lock().unwrap());
         assert_eq!(answers.len() as u64, self.sent, "every command is answered");
-        Left { answers, steps: self.store.steps, file: self.store.file }
+        Left { answers, has_written: self.store.has_written, file: self.store.file }
     }
 
     /// Runs what waits; false if writing has stopped.
@@ -444,7 +445,7 @@ impl Life {
 }
 
 /// Which property is broken, if one is.
-fn find_fault(Left { answers, steps, file }: &Left) -> Option<String> {
+fn find_fault(Left { answers, has_written, file }: &Left) -> Option<String> {
     for (id, told) in answers {
         let [told] = told[..] else { return Some(format!("command {id} was told {told:?}")) };
         let count = |cells: &[Cell], half| cells.iter().filter(|cell| **cell == (*id, half)).count();
@@ -452,7 +453,7 @@ fn find_fault(Left { answers, steps, file }: &Left) -> Option<String> {
         let ghosts = [false, true].map(|half| count(&file.may_be_back, half));
         let is_true = match told {
             // The answer is the command's own, value or error.
-            Told::Committed if steps.get(id) == Some(&Step::Done) => halves == [1, 1],
+            Told::Committed if has_written.get(id) == Some(&true) => halves == [1, 1],
             Told::Committed => halves == [0, 0],
             Told::OwnError | Told::NotStarted | Told::RolledBack => (halves, ghosts) == ([0, 0], [0, 0]),
             Told::Unknown => halves == [1, 1] || halves == [0, 0],
