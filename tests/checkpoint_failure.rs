@@ -16,6 +16,9 @@ use solewriter::{
     WriteError,
 };
 
+/// A failure shows long before so many writes.
+const WRITES_MAX: usize = 1_000;
+
 /// The routine sync of the database file fails.
 fn failed_sync() -> Fault {
     Fault::new(Op::Sync, Of::Database, ffi::SQLITE_IOERR_FSYNC)
@@ -38,10 +41,26 @@ async fn fail_a_checkpoint(db: &Database, faults: &Faults, x: i64, fault: Fault)
     until("the checkpoint fails", || faults.failed() > 0).await;
 }
 
+/// Writes until every connection is opened anew: the writer learns of a failure between two groups. Returns what
+/// is written then.
+async fn write_until_reopened(db: &Database, faults: &Faults, mut seen: Vec<i64>) -> Vec<i64> {
+    while !faults.after_failure().iter().any(is_reopen) {
+        soon(insert(db, seen.len() as i64)).await.unwrap();
+        seen.push(seen.len() as i64);
+        assert!(seen.len() < WRITES_MAX, "nothing is opened anew");
+    }
+    seen
+}
+
+fn is_reopen(call: &Call) -> bool {
+    (call.op, call.of, call.by) == (Op::Open, Of::Database, By::Writer)
+}
+
 /// Writes until it is refused; the writer learns of a failure between two groups. Returns what is written then.
 async fn write_until_refused(db: &Database, mut seen: Vec<i64>) -> Vec<i64> {
     while soon(insert(db, seen.len() as i64)).await.is_ok() {
         seen.push(seen.len() as i64);
+        assert!(seen.len() < WRITES_MAX, "nobody is refused");
     }
     seen
 }
@@ -49,8 +68,7 @@ async fn write_until_refused(db: &Database, mut seen: Vec<i64>) -> Vec<i64> {
 /// Between the failure and the first open of the database nobody has written or synced the file.
 fn is_not_retried(faults: &Faults) {
     let after = faults.after_failure();
-    let opened =
-        after.iter().position(|call| (call.op, call.of, call.by) == (Op::Open, Of::Database, By::Writer));
+    let opened = after.iter().position(is_reopen);
     let before: Vec<Call> = after[..opened.expect("it was opened anew")].to_vec();
     let touched =
         |call: &&Call| call.of == Of::Database && matches!(call.op, Op::Write | Op::Sync | Op::Truncate);
@@ -98,10 +116,9 @@ async fn after_a_checkpoint_that_fails_every_connection_is_opened_anew_and_every
     });
     let path = db.path().to_owned();
     fail_a_checkpoint(&db, &faults, 1, failed_sync().by(By::Checkpointer).once()).await;
-    insert(&db, 2).await.unwrap();
-    insert(&db, 3).await.unwrap();
+    let seen = write_until_reopened(&db, &faults, vec![0, 1]).await;
     is_not_retried(&faults);
-    assert_eq!(xs(&db), [0, 1, 2, 3]);
+    assert_eq!(xs(&db), seen);
     let opened = faults.count(Op::Open, Of::Database);
     assert!(opened >= 3, "writer, checkpointer, reader: {opened}");
     // The wal-index is built anew from the WAL, by the writer.
@@ -110,11 +127,11 @@ async fn after_a_checkpoint_that_fails_every_connection_is_opened_anew_and_every
     assert!(
         after[opened..].iter().any(|call| (call.op, call.of, call.by) == (Op::Read, Of::Wal, By::Writer))
     );
-    assert_eq!(CrashImage::take(&path).xs(), [0, 1, 2, 3]);
+    assert_eq!(CrashImage::take(&path).xs(), seen);
     assert!(!db.stats().is_refusing_writes);
     let report = close(&db);
     assert_eq!((report.stopped, report.wal_pages_left), (false, 0));
-    assert_eq!(stored(&path), [0, 1, 2, 3]);
+    assert_eq!(stored(&path), seen);
 }
 
 #[tokio::test]
@@ -132,12 +149,11 @@ async fn whatever_fails_in_a_checkpoint_its_next_one_begins_from_the_start() {
         let path = db.path().to_owned();
         let fault = Fault::new(op, of, code).by(By::Checkpointer).once();
         fail_a_checkpoint(&db, &faults, 1, fault).await;
-        insert(&db, 2).await.unwrap();
-        insert(&db, 3).await.unwrap();
+        let seen = write_until_reopened(&db, &faults, vec![0, 1]).await;
         is_not_retried(&faults);
         let report = close(&db);
         assert_eq!((report.stopped, report.wal_pages_left), (false, 0), "{op:?} {of:?}");
-        assert_eq!(stored(&path), [0, 1, 2, 3]);
+        assert_eq!(stored(&path), seen);
     }
 }
 
@@ -168,16 +184,13 @@ async fn a_writer_that_waits_to_begin_the_wal_anew_does_not_retry_a_checkpoint_t
     let is_waiting = || matches!(db.holder().map(|holder| holder.phase), Some(Phase::Checkpoint));
     while !is_waiting() {
         let x = written.len() as i64;
-        assert!(x < 1_000, "the WAL never reaches its target");
-        // Not awaited at once: behind the last one the writer waits.
+        assert!(written.len() < WRITES_MAX, "the WAL never reaches its target");
         insert(&db, x).await.unwrap();
         written.push(x);
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
     }
     release.send(()).unwrap();
-    let x = written.len() as i64;
-    soon(insert(&db, x)).await.unwrap();
-    written.push(x);
+    let written = write_until_reopened(&db, &faults, written).await;
     is_not_retried(&faults);
     assert!(!close(&db).stopped);
     assert_eq!(stored(&path), written);
@@ -202,17 +215,16 @@ async fn a_read_and_a_snapshot_that_are_in_progress_then_are_ended_and_told_why(
     });
     until("the read runs", || has_begun.try_recv().is_ok()).await;
     fail_a_checkpoint(&db, &faults, 1, failed_sync().by(By::Checkpointer).once()).await;
-    insert(&db, 2).await.unwrap();
-    soon(insert(&db, 3)).await.unwrap();
+    let seen = write_until_reopened(&db, &faults, vec![0, 1]).await;
     let ended = soon(read).await.unwrap().unwrap_err();
     assert!(matches!(ended, ReadError::Ended { why: ReadEnd::Reopened, .. }), "{ended:?}");
     assert_eq!(ended.retry(), Retry::Now);
     let ended = snapshot.read(|_| Ok(())).await.unwrap_err();
     assert!(matches!(ended, ReadError::SnapshotEnded { why: ReadEnd::Reopened, .. }), "{ended:?}");
     is_not_retried(&faults);
-    assert_eq!(xs(&db), [0, 1, 2, 3]);
+    assert_eq!(xs(&db), seen);
     assert!(!close(&db).stopped);
-    assert_eq!(stored(&path), [0, 1, 2, 3]);
+    assert_eq!(stored(&path), seen);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -271,6 +283,7 @@ async fn after_groups_that_were_not_synced_a_checkpoint_that_fails_stops_writing
         let mut seen = vec![0, 1];
         while insert(&db, seen.len() as i64).durability(Durability::Normal).await.is_ok() {
             seen.push(seen.len() as i64);
+            assert!(seen.len() < WRITES_MAX, "nobody is refused");
         }
         is_not_opened_anew(&faults);
         is_stopped(&db, &faults, &seen).await;
@@ -298,11 +311,6 @@ async fn while_another_connection_keeps_a_wal_index_that_is_partly_copied_writin
     assert!(db.stats().checkpoints_blocked > 0, "the reader was in the way");
     faults.forget();
     faults.inject(failed_sync().by(By::Checkpointer).once());
-    while faults.failed() == 0 {
-        insert(&db, seen.len() as i64).await.unwrap();
-        seen.push(seen.len() as i64);
-        tokio::task::yield_now().await;
-    }
     let seen = write_until_refused(&db, seen).await;
     is_not_retried(&faults);
     other.execute_batch("COMMIT").unwrap();
@@ -318,13 +326,12 @@ async fn another_connection_whose_wal_index_has_nothing_copied_is_no_harm() {
     let other = plain(&path);
     other.execute_batch("SELECT * FROM t").unwrap();
     fail_a_checkpoint(&db, &faults, 1, failed_sync().by(By::Checkpointer).once()).await;
-    insert(&db, 2).await.unwrap();
-    insert(&db, 3).await.unwrap();
+    let seen = write_until_reopened(&db, &faults, vec![0, 1]).await;
     is_not_retried(&faults);
-    assert_eq!(common::count(&other), 4);
+    assert_eq!(common::count(&other), seen.len() as i64);
     drop(other);
     assert!(!close(&db).stopped);
-    assert_eq!(stored(&path), [0, 1, 2, 3]);
+    assert_eq!(stored(&path), seen);
 }
 
 #[tokio::test]
@@ -378,11 +385,10 @@ async fn where_the_writer_fails_to_begin_the_wal_anew_every_connection_is_opened
     while faults.failed() == 0 {
         insert(&db, seen.len() as i64).await.unwrap();
         seen.push(seen.len() as i64);
-        assert!(seen.len() < 1_000, "the writer never begins the WAL anew");
+        assert!(seen.len() < WRITES_MAX, "the writer never begins the WAL anew");
     }
     assert!(db.stats().checkpoints > 0);
-    insert(&db, seen.len() as i64).await.unwrap();
-    seen.push(seen.len() as i64);
+    let seen = write_until_reopened(&db, &faults, seen).await;
     is_not_retried(&faults);
     assert!(!close(&db).stopped);
     assert_eq!(stored(&path), seen);
