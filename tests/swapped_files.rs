@@ -354,8 +354,8 @@ async fn a_read_never_sees_the_file_that_was_put_in_the_place_of_ours() {
 // reads, and pins the WAL
 //                               writes until the WAL is full, waits
 // (somebody deletes the WAL)
+//                               does not try to copy it into the database any more, and stops
 // reads no more
-//                               does not copy what it has into the database, and stops
 #[tokio::test]
 async fn a_full_wal_that_is_no_longer_ours_is_not_copied_into_the_database() {
     const LIMIT_BYTES: u64 = 256 << 10;
@@ -386,9 +386,9 @@ async fn a_full_wal_that_is_no_longer_ours_is_not_copied_into_the_database() {
     fs::remove_file(beside(&path, "-wal")).unwrap();
     let kept = dir.path().join("kept");
     assert!(Command::new("cp").args([&path, &kept]).status().unwrap().success());
-    foreign.run("COMMIT");
     let refused = soon(waiting).await.unwrap_err();
     assert!(is_stopped(&refused), "{refused:?}");
+    foreign.run("COMMIT");
     assert!(soon(db.shutdown(Drain::within(HANG))).await.unwrap().stopped);
     assert!(fs::read(&path).unwrap() == fs::read(&kept).unwrap(), "the database was written to");
 }
