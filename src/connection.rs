@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, ffi};
 
 use crate::config::{Checkpoints, Config, Durability};
 use crate::error::OpenErrorReason;
+use crate::failure::Failure;
 use crate::on_connect::{ConnectionRole, OnConnect};
 use crate::sqlite_ffi;
 
@@ -239,8 +240,21 @@ pub(crate) fn rewrite_user_version(connection: &Connection) -> rusqlite::Result<
 }
 
 /// Whether SQLite finds nothing wrong with the database; takes as long as reading all of it.
+///
+/// # Errors
+/// That of a page which could not be read: the check tells it in words, among what it takes for damage.
 pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.pragma_query_value(None, "quick_check", |row| Ok(row.get_ref(0)?.as_bytes()? == b"ok"))
+    let mut statement = connection.prepare("PRAGMA quick_check")?;
+    let found =
+        statement.query_map((), |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let unread = found.iter().filter_map(|line| line.split_once("error code=")).find_map(|(_, code)| {
+        let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok().filter(|code| matches!(Failure::of_code(*code), Failure::Io | Failure::Memory))
+    });
+    match unread {
+        Some(code) => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+        None => Ok(found == ["ok"]),
+    }
 }
 
 thread_local! {

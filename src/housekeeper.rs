@@ -242,7 +242,7 @@ impl House {
             let waited = now.saturating_duration_since(envelope.submitted);
             let reason = match envelope.deadline {
                 Some(_) => NotStarted::DeadlineExceeded { waited },
-                None => NotStarted::WaitedTooLong { waited, holder: Some(holder.phase.clone()) },
+                None => NotStarted::WaitedTooLong { waited, holder: holder.phase.clone() },
             };
             lock(&self.board.stats).commands.count(Outcome::NotStarted);
             envelope.answer(Fate::NotStarted(reason));
@@ -263,6 +263,7 @@ impl House {
             // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
             Err(error) => {
                 self.line.fail(error.into());
+                self.queue.ring();
                 return false;
             }
         };

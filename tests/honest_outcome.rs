@@ -27,7 +27,7 @@ fn each_error_says_its_outcome_whether_to_retry_and_sqlites_code() {
         (N::Reentrant, Retry::Never, None),
         (N::DeadlineExceeded { waited }, Retry::Later, None),
         (N::Busy(cause(ffi::SQLITE_BUSY)), Retry::Later, Some(ffi::SQLITE_BUSY)),
-        (N::WaitedTooLong { waited, holder: Some(Phase::Commit) }, Retry::Later, None),
+        (N::WaitedTooLong { waited, holder: Phase::Commit }, Retry::Later, None),
         (N::DiskFull(cause(ffi::SQLITE_FULL)), Retry::Later, Some(ffi::SQLITE_FULL)),
         (N::WalFull { wal_bytes: 1 << 30 }, Retry::Later, None),
         (N::Unavailable(cause(ffi::SQLITE_IOERR_READ)), Retry::Later, Some(ffi::SQLITE_IOERR_READ)),

@@ -72,7 +72,7 @@ async fn impatient() -> TestDb {
 }
 
 /// Fails unless the command was taken back in time; returns who held the writer.
-fn holder_of(error: &WriteError) -> Option<Phase> {
+fn holder_of(error: &WriteError) -> Phase {
     let WriteError::NotStarted(NotStarted::WaitedTooLong { waited, holder }) = error else {
         panic!("{error:?}")
     };
@@ -83,7 +83,7 @@ fn holder_of(error: &WriteError) -> Option<Phase> {
 
 fn assert_held_by(error: &WriteError, by: &str) {
     let holder = holder_of(error);
-    assert!(matches!(&holder, Some(Phase::Command { label, .. }) if **label == *by), "{holder:?}");
+    assert!(matches!(&holder, Phase::Command { label, .. } if **label == *by), "{holder:?}");
     assert!(error.to_string().contains(by), "{error}");
 }
 
@@ -174,7 +174,7 @@ async fn only_what_has_waited_too_long_is_taken_back() {
     let patient = committed(insert(&db, 2).deadline(HANG)).await;
     let error = soon(late).await.unwrap_err();
     println!("reentrancy: behind a gate: command_wait_max {WAIT_MAX:?}, ended after {:?}", asked.elapsed());
-    assert!(matches!(holder_of(&error), Some(Phase::Command { label, .. }) if label.starts_with("gate-")));
+    assert!(matches!(holder_of(&error), Phase::Command { label, .. } if label.starts_with("gate-")));
     let fresh = committed(insert(&db, 3)).await;
     assert!(gate.holds(&db), "what holds the writer is left alone");
     assert_eq!(db.stats().queue_depth.interactive, 2);
@@ -209,9 +209,9 @@ async fn in_a_queue_that_is_merely_long_the_late_are_taken_back_and_the_others_r
             Err(error) => {
                 let holder = holder_of(&error);
                 let names_a_short_one = match &holder {
-                    Some(Phase::Command { label, .. }) => **label == *"short",
-                    Some(Phase::Begin | Phase::Commit) | None => true,
-                    Some(_) => false,
+                    Phase::Command { label, .. } => **label == *"short",
+                    Phase::Begin | Phase::Commit => true,
+                    _ => false,
                 };
                 assert!(names_a_short_one, "{holder:?}");
                 late += 1;

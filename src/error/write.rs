@@ -60,8 +60,8 @@ pub enum NotStarted {
     WaitedTooLong {
         /// How long it had waited.
         waited: Duration,
-        /// What the writer was doing.
-        holder: Option<Phase>,
+        /// What the writer was doing then.
+        holder: Phase,
     },
     /// Another process kept the write lock for longer than `busy_timeout`.
     Busy(Cause),
@@ -253,11 +253,8 @@ impl fmt::Display for NotStarted {
                 f.write_str("a command can't wait for its own service; send it after this one returned")
             }
             Self::DeadlineExceeded { waited } => write!(f, "its deadline passed after {waited:?} of waiting"),
-            Self::WaitedTooLong { waited, holder: Some(holder) } => {
+            Self::WaitedTooLong { waited, holder } => {
                 write!(f, "it waited for {waited:?} while the writer was at: {holder}; retry later")
-            }
-            Self::WaitedTooLong { waited, holder: None } => {
-                write!(f, "it waited for {waited:?} in a long queue; retry later")
             }
             Self::DiskFull(_) => f.write_str("the disk is full; make room, then retry"),
             Self::WalFull { wal_bytes } => {

@@ -17,6 +17,8 @@ use crate::message::Envelope;
 /// What crosses the channel.
 pub(super) enum Message {
     Command(Envelope),
+    /// The writer should look around: something has happened beside it.
+    Wake,
     /// Nothing more will be accepted: finish what was, then end.
     Close,
 }
@@ -48,7 +50,7 @@ pub(super) fn open(config: &Config) -> (Outbox, Inbox) {
         bytes_max: config.queue_bytes_max,
     });
     let (sender, receiver) = seam::unbounded();
-    (Outbox { sender, room: room.clone() }, Inbox { receiver, room })
+    (Outbox { sender: sender.clone(), room: room.clone() }, Inbox { receiver, bell: sender, room })
 }
 
 /// The end that handles hold.
@@ -130,13 +132,20 @@ impl Outbox {
 /// The end that the writer holds.
 pub(super) struct Inbox {
     receiver: Receiver<Message>,
+    bell: Sender<Message>,
     room: Arc<Room>,
 }
 
 impl Inbox {
-    /// Waits for a message; `None` once every handle is gone.
+    /// Waits for a message.
     pub(super) fn wait(&self) -> Option<Message> {
         self.receiver.recv().ok()
+    }
+
+    /// Wakes the writer, if it waits.
+    pub(super) fn ring(&self) {
+        // The receiver is here.
+        drop(self.bell.send(Message::Wake));
     }
 
     /// Waits for a message until `limit`.

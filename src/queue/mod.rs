@@ -26,7 +26,7 @@ use seam::Mutex;
 /// Opens the queue of a service.
 pub(crate) fn open(config: &Config) -> (Outbox, Arc<Queue>) {
     let (outbox, inbox) = channel::open(config);
-    let waiting = Waiting { lanes: Lanes::new(config), writer_listens: false, closing: false };
+    let waiting = Waiting { lanes: Lanes::new(config), writer_listens: false, woken: false, closing: false };
     (outbox, Arc::new(Queue { inbox, waiting: Mutex::new(waiting) }))
 }
 
@@ -40,6 +40,8 @@ struct Waiting {
     lanes: Lanes<Envelope>,
     /// The writer may have a message in its hands that is older than those in the channel.
     writer_listens: bool,
+    /// Somebody has rung.
+    woken: bool,
     /// Nothing more is accepted.
     closing: bool,
 }
@@ -49,7 +51,7 @@ struct Waiting {
 pub(crate) enum Found {
     /// A command waits.
     Command,
-    /// None, and the time is up.
+    /// None, and the time is up, or somebody has [rung](Queue::ring).
     Nothing,
     /// None, and none will ever come.
     End,
@@ -68,10 +70,13 @@ impl Queue {
                 if waiting.closing {
                     return self.last(&mut waiting);
                 }
+                if std::mem::take(&mut waiting.woken) {
+                    return Found::Nothing;
+                }
                 waiting.writer_listens = true;
             }
             let message = match limit {
-                None => Some(self.inbox.wait().unwrap_or(Message::Close)),
+                None => self.inbox.wait(),
                 Some(limit) => self.inbox.wait_until(limit),
             };
             let mut waiting = self.lock();
@@ -81,6 +86,11 @@ impl Queue {
                 None => return Found::Nothing,
             }
         }
+    }
+
+    /// Wakes the writer, if it waits for a command: something has happened that it should look at.
+    pub(crate) fn ring(&self) {
+        self.inbox.ring();
     }
 
     /// Takes in what arrives until `limit`, whatever waits already; returns early when the service closes.
@@ -164,6 +174,7 @@ impl Waiting {
     fn accept(&mut self, message: Message) {
         match message {
             Message::Command(envelope) => self.lanes.push(envelope.lane, envelope),
+            Message::Wake => self.woken = true,
             Message::Close => self.closing = true,
         }
     }

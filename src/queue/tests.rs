@@ -158,6 +158,12 @@ pub(crate) mod scheduled {
 
     pub(crate) struct Sender<T>(Channel<T>);
 
+    impl<T> Clone for Sender<T> {
+        fn clone(&self) -> Self {
+            Self(self.0.clone())
+        }
+    }
+
     pub(crate) struct Receiver<T>(Channel<T>);
 
     impl<T> Sender<T> {

@@ -263,8 +263,8 @@ impl Writer {
         self.board.let_go();
         if wrote {
             self.unsynced_groups = group.durability == Durability::Normal;
+            self.breaker.succeeded();
         }
-        self.breaker.succeeded();
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();

@@ -286,8 +286,10 @@ impl Writer {
         if let Some((look, cause)) = self.look.take() {
             return self.look(store, look, cause);
         }
-        if self.wait() == Found::End {
-            return ControlFlow::Break(SessionEnd::Drained);
+        match self.wait() {
+            Found::Command => {}
+            Found::Nothing => return ControlFlow::Continue(()),
+            Found::End => return ControlFlow::Break(SessionEnd::Drained),
         }
         if self.drain_until().is_some_and(|limit| Instant::now() >= limit) {
             self.not_reached += self.refuse(|| NotStarted::Closed);

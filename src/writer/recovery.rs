@@ -405,8 +405,10 @@ impl Writer {
             }
             Found::Nothing if self.is_unfit => ControlFlow::Break(SessionEnd::Replace),
             Found::Nothing => {
-                let cause = self.breaker.cause().unwrap_or_else(closed);
-                self.look(store, Look::Probe, cause)
+                // What must be looked at comes before a probe, which writes.
+                let probe = || (Look::Probe, self.breaker.cause().unwrap_or_else(closed));
+                let (look, cause) = self.look.take().unwrap_or_else(probe);
+                self.look(store, look, cause)
             }
             Found::End => ControlFlow::Break(SessionEnd::Drained),
         }
