@@ -40,17 +40,22 @@ for round in $(seq "$rounds"); do
         "$place/$system" --seconds "$seconds" --directory "$place" | sed "s/^/$system /" >> "$place/figures"
     done
 done
+# Sorted, the middle one of each run of lines is the median.
 sort -k2,2 -k3,3n -k1,1 -k4,4n "$place/figures" | awk '
-    { key = $2 " " $3; system = $1; n[key, system]++; value[key, system, n[key, system]] = $4; keys[key] = 1 }
+    { n[$2, $3, $1]++; rate[$2, $3, $1, n[$2, $3, $1]] = $4; rows[$2 " " $3] = 1 }
+    function median(workload, clients, form) {
+        return rate[workload, clients, form, int((n[workload, clients, form] + 1) / 2)]
+    }
+    function range(workload, clients, form) {
+        return sprintf("%d (%d-%d)", median(workload, clients, form), rate[workload, clients, form, 1],
+            rate[workload, clients, form, n[workload, clients, form]])
+    }
     END {
-        printf "%-14s %7s %26s %26s %26s %9s %9s\n", "workload", "clients", "now", "before", "before, no savepoints", "/ before", "/ bare"
-        for (key in keys) {
-            split(key, part, " ")
-            for (i = 1; i <= 3; i++) {
-                system = substr("now   beforebare  ", i * 6 - 5, 6); gsub(" ", "", system)
-                c = n[key, system]; m[i] = value[key, system, int((c + 1) / 2)]
-                text[i] = sprintf("%d (%d–%d)", m[i], value[key, system, 1], value[key, system, c])
-            }
-            printf "%-14s %7s %26s %26s %26s %9.2f %9.2f\n", part[1], part[2], text[1], text[2], text[3], m[1] / m[2], m[1] / m[3]
+        for (row in rows) {
+            split(row, part, " "); w = part[1]; c = part[2]
+            printf "%-14s %5s %24s %24s %24s %9.2f %9.2f\n", w, c, range(w, c, "now"), range(w, c, "before"),
+                range(w, c, "bare"), median(w, c, "now") / median(w, c, "before"),
+                median(w, c, "now") / median(w, c, "bare")
         }
-    }' | { read -r head; echo "$head"; sort; }
+    }' | sort -k1,1 -k2,2n |
+    { printf '%-14s %5s %24s %24s %24s %9s %9s\n' workload tasks now before 'bare: no savepoints' '/ before' '/ bare'; cat; }

@@ -131,7 +131,24 @@ mod by_name {
         }
     }
 
+    /// Device and inode, and nothing else: a kernel with fine-grained timestamps gives a file whose times were asked
+    /// for new ones at its next write, and every sync of the WAL would have to write them too.
+    #[cfg(target_os = "linux")]
     fn identity(path: &Path) -> io::Result<(u64, u64)> {
+        use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+        match statx(CWD, path, AtFlags::empty(), StatxFlags::INO) {
+            Ok(found) => Ok((makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino)),
+            Err(rustix::io::Errno::NOSYS) => all_of(path),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn identity(path: &Path) -> io::Result<(u64, u64)> {
+        all_of(path)
+    }
+
+    fn all_of(path: &Path) -> io::Result<(u64, u64)> {
         fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
     }
 }

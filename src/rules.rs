@@ -243,6 +243,22 @@ pub(crate) fn after_failed_probe(
     }
 }
 
+/// What follows from maintenance that has failed. Its statements commit by themselves, so any of them may have been
+/// a COMMIT that failed: the next commit overwrites what it left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterMaintenance {
+    Look(Look),
+    /// As for a COMMIT after groups that were not synced.
+    Stop,
+}
+
+pub(crate) fn after_failed_maintenance(failure: Failure, unsynced_groups: bool) -> AfterMaintenance {
+    match failure {
+        Failure::Io | Failure::Memory if unsynced_groups => AfterMaintenance::Stop,
+        failure => AfterMaintenance::Look(after_environment(failure).1),
+    }
+}
+
 /// What follows from a checkpoint that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterCheckpoint {
@@ -343,6 +359,23 @@ mod tests {
         let open = FailedCommit { failure: Failure::Busy, nothing_written: true, unsynced_groups: true };
         assert_eq!(after_failed_commit(&open, Attempt::First), AfterCommit::RunAlone);
         assert_eq!(after_failed_commit(&open, Attempt::Alone), AfterCommit::RollBack);
+    }
+
+    #[test]
+    fn maintenance_that_fails_is_taken_for_a_failed_commit() {
+        use AfterMaintenance::{Look as Then, Stop};
+        for (failure, unsynced, expected) in [
+            (Failure::Command, true, Then(Look::Nothing)),
+            (Failure::Interrupted, true, Then(Look::Nothing)),
+            (Failure::Busy, true, Then(Look::Nothing)),
+            (Failure::Io, false, Then(Look::Probe)),
+            (Failure::Io, true, Stop),
+            (Failure::Write, true, Then(Look::Probe)),
+            (Failure::DiskFull, true, Then(Look::Probe)),
+            (Failure::Corrupt, false, Then(Look::QuickCheck)),
+        ] {
+            assert_eq!(after_failed_maintenance(failure, unsynced), expected, "{failure:?}");
+        }
     }
 
     #[test]

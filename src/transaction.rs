@@ -232,7 +232,7 @@ impl<'c> WriteTransaction<'c> {
         let paused = self.watchdog.pause(false);
         let result = self.user_code.maintain(|| catch_unwind(AssertUnwindSafe(|| work(self))));
         self.watchdog.pause(paused);
-        let (result, _) = self.classify(result);
+        let (result, failure) = self.classify(result);
         let open = self.connection.is_busy();
         let ended =
             if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") };
@@ -242,8 +242,10 @@ impl<'c> WriteTransaction<'c> {
                 error: or_why(Ok(value), RolledBack::StatementLeftOpen),
                 loss: Some(Loss::StatementOpen),
             }),
-            Err(error) if open || ended.is_err() => Err(Fault { error, loss: Some(Loss::StatementOpen) }),
-            result => result.map_err(Fault::own),
+            result => result.map_err(|error| {
+                let loss = failure.is_environmental().then_some(Loss::Environment(failure));
+                Fault { error, loss }
+            }),
         }
     }
 

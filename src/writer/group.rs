@@ -12,7 +12,7 @@ use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Kind, Step, Timing};
-use crate::rules::{Attempt, Guard};
+use crate::rules::{Attempt, Guard, Loss};
 use crate::sync::lock;
 
 /// The commands that one COMMIT makes durable.
@@ -217,17 +217,26 @@ impl Writer {
                 let lane = lanes.next(group.is_interactive, expected)?;
                 lanes.head(lane).is_some_and(|next| group.admits(next, labels, config)).then_some(lane)
             })?;
-            if !envelope.start() {
-                // The caller has taken it back and knows.
-                self.board.count_withdrawn();
-            } else if envelope.is_expired(group.now) {
-                let waited = envelope.submitted.elapsed();
-                lock(&self.board.stats).commands.count(Outcome::NotStarted);
-                envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
-            } else {
+            if let Some(envelope) = self.start(envelope, group.now) {
                 return Some(envelope);
             }
         }
+    }
+
+    /// Decides that a command starts, unless its caller has taken it back or it is too late for it.
+    fn start(&self, envelope: Envelope, now: Instant) -> Option<Envelope> {
+        if !envelope.start() {
+            // The caller knows.
+            self.board.count_withdrawn();
+            return None;
+        }
+        if envelope.is_expired(now) {
+            let waited = envelope.submitted.elapsed();
+            lock(&self.board.stats).commands.count(Outcome::NotStarted);
+            envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
+            return None;
+        }
+        Some(envelope)
     }
 
     fn run_member(&mut self, store: &mut impl Store, group: &mut Group, member: &mut Member) {
@@ -254,10 +263,10 @@ impl Writer {
             Ok(wrote) => wrote,
             Err(error) => return self.commit_failed(store, group, error),
         };
+        let ended = Instant::now();
         if let Err(cause) = store.check_files() {
             return self.files_were_replaced(group, cause);
         }
-        let ended = Instant::now();
         let (commit, hold) = (ended - started, ended - group.begun);
         // Before the answers: who has its answer must not find itself the holder.
         self.board.let_go();
@@ -313,18 +322,13 @@ impl Writer {
     /// Runs what must be outside of any transaction, and gives up its connection afterwards: nobody knows what
     /// it has set or attached.
     fn run_maintenance(&mut self, store: &mut impl Store, lane: Lane) -> ControlFlow<SessionEnd> {
-        let Some(envelope) = self.queue.next(|_| Some(lane)) else { return ControlFlow::Continue(()) };
         let now = Instant::now();
-        if !envelope.start() {
-            self.board.count_withdrawn();
+        // It may have been taken back since it was seen, and another stand in its place.
+        let is_maintenance = |next: &Envelope| next.kind == Kind::Maintenance;
+        let envelope = self.queue.next(|lanes| lanes.head(lane).is_some_and(is_maintenance).then_some(lane));
+        let Some(envelope) = envelope.and_then(|envelope| self.start(envelope, now)) else {
             return ControlFlow::Continue(());
-        }
-        if envelope.is_expired(now) {
-            let waited = envelope.submitted.elapsed();
-            lock(&self.board.stats).commands.count(Outcome::NotStarted);
-            envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
-            return ControlFlow::Continue(());
-        }
+        };
         let mut member = Member::new(envelope, now);
         let label = member.envelope.label.clone();
         self.board.hold(Phase::Command { label, lane }, now);
@@ -339,22 +343,24 @@ impl Writer {
             member.envelope.answer(Fate::Unknown(Unknown::FilesReplaced(cause)));
             return ControlFlow::Break(SessionEnd::Stopped);
         }
-        let succeeded = member.step == Step::Done;
+        let step = member.step;
         {
             let mut stats = lock(&self.board.stats);
             stats.wait[lane].record(member.wait);
             stats.run[lane].record(hold);
-            if succeeded {
-                stats.commands.committed += 1
-            } else {
-                stats.commands.failed += 1
-            };
+            match step {
+                Step::Done => stats.commands.committed += 1,
+                Step::Undone | Step::Lost(_) => stats.commands.failed += 1,
+            }
         }
         let labels = &self.labels;
         self.queue.look(|lanes| {
             lanes.spend(lane, hold, false, |next| labels.expect(&next.label).unwrap_or_default());
         });
         member.envelope.answer(Fate::Committed(self.board.last_commit(), Timing { wait: member.wait, hold }));
+        if let Step::Lost(Loss::Environment(failure)) = step {
+            self.maintenance_failed(failure);
+        }
         ControlFlow::Break(SessionEnd::Replace)
     }
 }

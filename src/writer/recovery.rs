@@ -14,7 +14,8 @@ use crate::holder::Phase;
 use crate::message::Fate;
 use crate::queue::Found;
 use crate::rules::{
-    self, AfterBegin, AfterCheckpoint, AfterCommit, AfterProbe, Attempt, Culprit, FailedCommit, Look, Loss,
+    self, AfterBegin, AfterCheckpoint, AfterCommit, AfterMaintenance, AfterProbe, Attempt, Culprit,
+    FailedCommit, Look, Loss,
 };
 use crate::sync::lock;
 
@@ -47,13 +48,6 @@ impl Obstacle {
         match self {
             Self::ForeignLock(cause) => NotStarted::Busy(cause.clone()),
             Self::WalFull { wal_bytes } => NotStarted::WalFull { wal_bytes: *wal_bytes },
-        }
-    }
-
-    fn cause(&self) -> Cause {
-        match self {
-            Self::ForeignLock(cause) => cause.clone(),
-            Self::WalFull { .. } => closed(),
         }
     }
 }
@@ -192,9 +186,11 @@ impl Writer {
             };
             self.answer(envelope, Fate::NotStarted(reason), Outcome::NotStarted);
         }
+        // A full WAL keeps nothing from running again.
         if now - since >= patience
-            && let Some(cause) = self.blocked.as_ref().map(|blocked| blocked.by.cause())
+            && let Some(Blocked { by: Obstacle::ForeignLock(cause), .. }) = &self.blocked
         {
+            let cause = cause.clone();
             self.give_up_rounds(&cause);
         }
         if self.rounds.is_empty() && self.queue.look(|lanes| lanes.is_empty()) {
@@ -283,6 +279,16 @@ impl Writer {
             Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
         });
         ControlFlow::Break(SessionEnd::Stopped)
+    }
+
+    /// The environment has failed maintenance, whose statements commit by themselves.
+    pub(super) fn maintenance_failed(&mut self, failure: Failure) {
+        let cause = loss_cause(Loss::Environment(failure), "of maintenance");
+        match rules::after_failed_maintenance(failure, self.unsynced_groups) {
+            AfterMaintenance::Look(Look::Nothing) => {}
+            AfterMaintenance::Look(look) => self.look = Some((look, cause)),
+            AfterMaintenance::Stop => self.board.stop(cause),
+        }
     }
 
     /// A checkpoint has failed, on this thread or beside it.
