@@ -362,7 +362,7 @@ fn one_life(write: fn(&Queue)) {
 /// `SOLEWRITER_SCHEDULES` sets the number of schedules.
 fn schedules() -> usize {
     let set = std::env::var("SOLEWRITER_SCHEDULES").ok();
-    set.and_then(|schedules| schedules.parse().ok()).unwrap_or(4_000)
+    set.and_then(|schedules| schedules.parse().ok()).unwrap_or(16_000)
 }
 
 #[test]
