@@ -323,12 +323,38 @@ fn set(
 /// and the WAL pinned, for as long as the process lives. Returns whether it is really closed.
 pub(crate) fn close(connection: Connection) -> bool {
     let Err((mut connection, _)) = connection.close() else { return true };
-    sqlite_ffi::finalize_leaked_statements(&mut connection);
+    // The close has taken the hooks away; the end of a leaked statement that writes would be a commit.
+    let vetoed = connection.commit_hook(Some(|| true)).is_ok();
+    if vetoed && leaked_statements_stand_alone(&connection) {
+        sqlite_ffi::finalize_leaked_statements(&mut connection);
+    } else if vetoed {
+        // At least they must not pin the WAL.
+        sqlite_ffi::reset_statements(&connection);
+    }
     let closed = connection.close().map_err(|(_, error)| error);
     if let Err(error) = &closed {
         tracing::error!(%error, "a connection could not be closed");
     }
     closed.is_ok()
+}
+
+/// Whether no virtual table is behind any statement that is left on a connection whose close has failed.
+///
+/// Virtual tables have statements of their own on the connection, which are not ours to finalize. The close has let
+/// go of every table that no statement refers to; so they are gone too, unless one that is left refers to one.
+fn leaked_statements_stand_alone(connection: &Connection) -> bool {
+    const OF_VIRTUAL_TABLES: [&str; 11] = [
+        "VBegin", "VCheck", "VColumn", "VCreate", "VDestroy", "VFilter", "VInitIn", "VNext", "VOpen",
+        "VRename", "VUpdate",
+    ];
+    let stands_alone = |sql: String| {
+        let mut explained = connection.prepare(&format!("EXPLAIN {sql}"))?;
+        let opcodes = explained.query_map((), |row| row.get::<_, String>("opcode"))?;
+        let opcodes = opcodes.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok::<_, rusqlite::Error>(!opcodes.iter().any(|opcode| OF_VIRTUAL_TABLES.contains(&opcode.as_str())))
+    };
+    // What can't be explained, such as a statement on a table that is gone, is left alone.
+    sqlite_ffi::statements(connection).into_iter().all(|sql| stands_alone(sql).unwrap_or(false))
 }
 
 /// Makes the last close of the database leave the WAL as it is, for a recovery at the next open.

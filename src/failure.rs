@@ -31,6 +31,8 @@ impl Failure {
             ffi::SQLITE_IOERR_NOMEM => return Self::Memory,
             // A file system that knows its data to be damaged.
             ffi::SQLITE_IOERR_CORRUPTFS => return Self::Corrupt,
+            // What a virtual table says of its own content: a wrong command to a full-text index, for one.
+            ffi::SQLITE_CORRUPT_VTAB => return Self::Command,
             _ => {}
         }
         match extended & 0xff {

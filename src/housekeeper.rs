@@ -229,6 +229,10 @@ impl House {
     fn take_back_the_late(&self) {
         let Some(holder) = self.board.holder() else { return };
         let now = Instant::now();
+        if self.board.drain_until().is_some_and(|limit| now >= limit) {
+            // The service was to be closed by now, and perhaps nobody awaits it.
+            self.board.interrupt();
+        }
         let wait_max = self.config.command_wait_max;
         let late = self.queue.take(|next| match next.deadline {
             Some(deadline) => now >= deadline,

@@ -124,6 +124,10 @@ impl Service {
         }
         let limit = after(drain.limit);
         self.begin_shutdown(limit);
+        if self.on_writer_thread() {
+            // It would wait for the command that asks for it.
+            return Err(self.still_running());
+        }
         if let Some(report) = until(limit, self.closed()).await {
             return Ok(report);
         }
@@ -175,7 +179,7 @@ impl Drop for Service {
             // What would be closed is the parent's, and what would be told, and how, is behind locks.
             std::mem::forget((self.outbox.clone(), self.board.clone(), self.readers.clone()));
         } else {
-            self.close();
+            self.begin_shutdown(after(self.config.shutdown_wait_max));
         }
     }
 }

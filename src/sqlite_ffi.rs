@@ -1,6 +1,7 @@
 //! The only unsafe code of the crate: the few SQLite calls that rusqlite does not offer, and one of the system.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::ptr;
 
 use rusqlite::{Connection, ffi};
@@ -58,12 +59,48 @@ pub(crate) fn forbid_extensions(connection: &Connection) -> rusqlite::Result<boo
     }
 }
 
+/// The texts of the statements that are still there.
+pub(crate) fn statements(connection: &Connection) -> Vec<String> {
+    let mut texts = Vec::new();
+    each_statement(connection, |statement| {
+        // SAFETY: the statement is not finalized; its text is a string that lives as long as it, or null.
+        let text = unsafe {
+            let text = ffi::sqlite3_sql(statement);
+            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+        };
+        texts.push(text);
+    });
+    texts
+}
+
+/// Resets every statement, so that none is left half-stepped and pins the WAL.
+pub(crate) fn reset_statements(connection: &Connection) {
+    each_statement(connection, |statement| {
+        // SAFETY: the statement is not finalized, and a reset is allowed in any state.
+        unsafe { ffi::sqlite3_reset(statement) };
+    });
+}
+
+fn each_statement(connection: &Connection, mut visit: impl FnMut(*mut ffi::sqlite3_stmt)) {
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. The list
+    // gives statements that are not finalized, or null; no visitor finalizes one.
+    unsafe {
+        let database = connection.handle();
+        let mut statement = ffi::sqlite3_next_stmt(database, ptr::null_mut());
+        while !statement.is_null() {
+            visit(statement);
+            statement = ffi::sqlite3_next_stmt(database, statement);
+        }
+    }
+}
+
 /// Finalizes every statement that is still there: user code has leaked them.
 ///
-/// Call it after a close that failed, which has emptied rusqlite's statement cache.
+/// Call it after a close that failed, which has emptied rusqlite's statement cache, and only where no virtual table is
+/// left that has statements of its own.
 pub(crate) fn finalize_leaked_statements(connection: &mut Connection) {
-    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. Every
-    // `Statement` of rusqlite borrows the connection, which is borrowed mutably here: so whoever made one has dropped
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. There are none
+    // but rusqlite's, says the caller. Every `Statement` of rusqlite borrows the connection, which is borrowed mutably here: so whoever made one has dropped
     // it, which finalizes it, or has forgotten it, and then can't reach it any more. The list gives statements that
     // are not finalized, or null.
     unsafe {

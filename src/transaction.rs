@@ -234,14 +234,17 @@ impl<'c> WriteTransaction<'c> {
         self.watchdog.pause(paused);
         let (result, failure) = self.classify(result);
         let open = self.connection.is_busy();
-        let ended =
-            if self.connection.is_autocommit() { Ok(()) } else { self.connection.execute_batch("ROLLBACK") };
+        let in_transaction = !self.connection.is_autocommit();
+        if in_transaction && let Err(error) = self.connection.execute_batch("ROLLBACK") {
+            // The close of the connection rolls it back.
+            tracing::error!(%error, "ROLLBACK failed");
+        }
         self.connection.flush_prepared_statement_cache();
         match result {
-            Ok(value) if open || ended.is_err() => Err(Fault {
-                error: or_why(Ok(value), RolledBack::StatementLeftOpen),
-                loss: Some(Loss::StatementOpen),
-            }),
+            Ok(value) if in_transaction => {
+                Err(Fault::own(or_why(Ok(value), RolledBack::TransactionLeftOpen)))
+            }
+            Ok(value) if open => Err(Fault::own(or_why(Ok(value), RolledBack::StatementLeftOpen))),
             result => result.map_err(|error| {
                 let loss = failure.is_environmental().then_some(Loss::Environment(failure));
                 Fault { error, loss }
@@ -259,19 +262,28 @@ impl<'c> WriteTransaction<'c> {
             Err(panic) => (Err(RolledBack::Panicked(panic_message(panic)).into()), Failure::Command),
             Ok(Err(error)) => {
                 let code = self.code_behind(&error);
-                let failure = Failure::of_code(code);
-                let error = match failure {
-                    Failure::Command => WriteError::Command(error),
-                    Failure::Interrupted if self.watchdog.is_ended() => RolledBack::Interrupted.into(),
+                let failure = match Failure::of_code(code) {
+                    // Of another database that the command has looked at.
+                    Failure::Corrupt if sqlite_ffi::extended_error_code(self.connection) != code => {
+                        Failure::Command
+                    }
+                    failure => failure,
+                };
+                if failure == Failure::Command {
+                    return (Err(WriteError::Command(error)), failure);
+                }
+                drop_quietly(error);
+                let reason = match failure {
+                    Failure::Interrupted if self.watchdog.is_ended() => RolledBack::Interrupted,
                     Failure::Interrupted if self.watchdog.deadline_has_passed() => {
-                        RolledBack::DeadlineExceeded { ran: self.since.elapsed() }.into()
+                        RolledBack::DeadlineExceeded { ran: self.since.elapsed() }
                     }
                     _ => {
                         let cause = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
-                        RolledBack::Environment(cause.into()).into()
+                        RolledBack::Environment(cause.into())
                     }
                 };
-                (Err(error), failure)
+                (Err(reason.into()), failure)
             }
         }
     }
@@ -311,7 +323,8 @@ impl<'c> WriteTransaction<'c> {
             statement_open: before.statements != after.statements && self.connection.is_busy(),
             savepoint_stuck: self.savepoint_stuck && !ended,
             foreign_key_violated: !ended && sqlite_ffi::deferred_foreign_key_violated(self.connection),
-            wrote: (before.changes, before.others) != (after.changes, after.others),
+            wrote: (before.changes, before.others) != (after.changes, after.others)
+                || self.user_code.triggers_write(),
         }
     }
 
@@ -345,8 +358,7 @@ impl fmt::Debug for WriteTransaction<'_> {
 /// What user code leaves behind on a connection.
 #[derive(Clone, Copy)]
 struct Traces {
-    /// Rows changed. Unlike the counter of a statement it grows also when `OR FAIL` keeps half of one, and when
-    /// the statements of a trigger are undone.
+    /// Rows changed. It grows also when `OR FAIL` keeps half of a statement, unless a trigger wrote that half.
     changes: u64,
     /// Statements prepared that are neither reads nor DML: they change the file and not the counter.
     others: u32,
@@ -509,6 +521,10 @@ pub(crate) fn end_read(connection: &Connection) -> bool {
 pub(crate) fn panic_message(panic: Box<dyn Any + Send>) -> String {
     match panic.downcast::<String>() {
         Ok(message) => *message,
-        Err(panic) => panic.downcast_ref::<&str>().map_or_else(|| "no message".into(), |&m| m.into()),
+        Err(panic) => {
+            let message = panic.downcast_ref::<&str>().map_or_else(|| "no message".into(), |&m| m.into());
+            drop_quietly(panic);
+            message
+        }
     }
 }

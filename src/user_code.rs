@@ -17,6 +17,7 @@ struct Flags {
     at: AtomicU8,
     may_commit: AtomicBool,
     others: AtomicU32,
+    triggers_write: AtomicBool,
 }
 
 /// The service's own statements.
@@ -36,6 +37,9 @@ impl UserCode {
                 SERVICE => true,
                 MAINTENANCE => is_allowed_in_maintenance(&context.action),
                 _ => {
+                    if context.accessor.is_some() && is_write(&context.action) {
+                        flags.triggers_write.store(true, Ordering::Relaxed);
+                    }
                     if !is_read_or_dml(&context.action) {
                         let others = flags.others.load(Ordering::Relaxed);
                         flags.others.store(others.wrapping_add(1), Ordering::Relaxed);
@@ -79,6 +83,12 @@ impl UserCode {
         self.0.others.load(Ordering::Relaxed)
     }
 
+    /// Whether a statement of user code has had a trigger that writes. What such a trigger has written before it
+    /// failed with FAIL stays, and is not counted among the changed rows.
+    pub(crate) fn triggers_write(&self) -> bool {
+        self.0.triggers_write.load(Ordering::Relaxed)
+    }
+
     /// `code` must not panic: the caller catches what user code throws.
     fn at<T>(&self, what: u8, code: impl FnOnce() -> T) -> T {
         let before = self.0.at.load(Ordering::Relaxed);
@@ -117,13 +127,28 @@ const ALLOWED_PRAGMAS: [&str; 20] = [
 /// Pragmas that write to the database header if they are given a value.
 const HEADER_PRAGMAS: [&str; 2] = ["application_id", "user_version"];
 
-/// Pragmas that would change the file's journal, or its checkpoints, behind the service's back, or that can
-/// damage it.
-const PRAGMAS_OF_THE_SERVICE: [&str; 6] =
-    ["journal_mode", "locking_mode", "schema_version", "synchronous", "wal_checkpoint", "writable_schema"];
+/// Pragmas that would change the file's journal, or its checkpoints, behind the service's back, that can damage it, or
+/// that hold for the whole process.
+const PRAGMAS_OF_THE_SERVICE: [&str; 11] = [
+    "data_store_directory",
+    "hard_heap_limit",
+    "journal_mode",
+    "locking_mode",
+    "schema_version",
+    "soft_heap_limit",
+    "synchronous",
+    "temp_store_directory",
+    "wal_autocheckpoint",
+    "wal_checkpoint",
+    "writable_schema",
+];
 
 fn is_one_of(pragma: &str, names: &[&str]) -> bool {
     names.iter().any(|name| name.eq_ignore_ascii_case(pragma))
+}
+
+fn is_write(action: &AuthAction<'_>) -> bool {
+    matches!(action, AuthAction::Insert { .. } | AuthAction::Update { .. } | AuthAction::Delete { .. })
 }
 
 /// Whether the statement leaves its traces in the counter of changed rows.

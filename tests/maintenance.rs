@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Gate, TestDb, add, committed, insert, soon};
 use futures_util::FutureExt;
 use rusqlite::ffi;
-use solewriter::{MaintenanceError, NotStarted, Outcome, RolledBack};
+use solewriter::{Durability, MaintenanceError, NotStarted, Outcome, RolledBack};
 
 /// Runs without an end, as far as a test is concerned.
 const FOR_EVER: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
@@ -127,9 +127,11 @@ async fn what_failed_says_so_and_what_was_done_before_stands() {
 }
 
 #[tokio::test]
-async fn a_transaction_left_open_is_rolled_back() {
+async fn a_transaction_left_open_is_rolled_back_and_said_so() {
     let db = TestDb::open().await;
-    db.maintain("forgets", |m| m.execute_batch("BEGIN; INSERT INTO t (x) VALUES (1)")).await.unwrap();
+    let forgets = db.maintain("forgets", |m| m.execute_batch("BEGIN; INSERT INTO t (x) VALUES (1)"));
+    let error = forgets.await.unwrap_err();
+    assert!(matches!(error, MaintenanceError::CutShort(RolledBack::TransactionLeftOpen)), "{error:?}");
     insert(&db, 2).await.unwrap();
     assert_eq!(db.xs().await, [2]);
 }
@@ -167,4 +169,35 @@ fn threads_have_it_too() {
     db.execute("CREATE TABLE t (x)", ()).wait().unwrap();
     assert_eq!(db.maintain("check", |m| m.integrity_check()).wait().unwrap(), Vec::<String>::new());
     db.shutdown(solewriter::Drain::within(common::HANG)).unwrap();
+}
+
+// After groups that were not synced, an I/O error could be a sync of the WAL that failed; of this file it is none.
+#[tokio::test]
+async fn a_file_that_can_not_be_attached_costs_the_maintenance_only() {
+    let db = TestDb::open().await;
+    for durability in [Durability::Normal, Durability::Full] {
+        db.execute("INSERT INTO t DEFAULT VALUES", ()).durability(durability).await.unwrap();
+        let typo = db.maintain("typo", |m| m.execute_batch("ATTACH '/no/such/folder/other.db' AS other"));
+        let error = soon(typo).await.unwrap_err();
+        assert_eq!(
+            error.sqlite_extended_code().map(|code| code & 0xff),
+            Some(ffi::SQLITE_CANTOPEN),
+            "{error:?}"
+        );
+        soon(db.execute("INSERT INTO t DEFAULT VALUES", ())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_it_writes_to_the_wal_is_checkpointed() {
+    let db = TestDb::open_with(|config| config.checkpoint_pages = 10).await;
+    for _ in 0..5 {
+        let fill = |m: &mut solewriter::Maintenance<'_, '_>| {
+            m.execute_batch(
+                "CREATE TABLE IF NOT EXISTS big (line); INSERT INTO big VALUES (randomblob(1000000))",
+            )
+        };
+        db.maintain("fill", fill).await.unwrap();
+    }
+    common::until("a checkpoint has run", || db.stats().checkpoints > 0).await;
 }

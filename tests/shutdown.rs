@@ -195,3 +195,43 @@ async fn a_command_can_not_wait_for_the_end_of_its_own_service() {
     assert!(soon(refused).await.unwrap());
     soon(db.shutdown(Drain::within(HANG))).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_statement_without_an_end_does_not_keep_a_service_that_nobody_has_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    let open = || {
+        Database::builder(&path).config(config_with(|config| {
+            config.shutdown_wait_max = Duration::from_millis(50);
+            config.hold_warning = Duration::from_millis(40);
+        }))
+    };
+    let db = open().open().await.unwrap();
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    let runs = db.write("endless", move |tx| tx.query_row(endless, (), |_| Ok(()))).submit().await.unwrap();
+    until("it runs", || db.holder().is_some_and(|holder| matches!(holder.phase, Phase::Command { .. })))
+        .await;
+    drop(db);
+    let error = soon(runs).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::RolledBack, "{error:?}");
+    let limit = Instant::now() + HANG;
+    let db = loop {
+        match open().open().await {
+            Ok(db) => break db,
+            Err(error) => assert!(Instant::now() < limit, "{error}"),
+        }
+    };
+    db.shutdown(Drain::within(HANG)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_that_awaits_the_end_of_its_own_service_is_told_at_once() {
+    let db = TestDb::open().await;
+    let handle = (*db).clone();
+    let asks = db.write("asks", move |_| {
+        Ok(futures_util::FutureExt::now_or_never(handle.shutdown(Drain::within(HANG)))
+            .expect("at once")
+            .is_err())
+    });
+    assert!(soon(asks).await.unwrap());
+}

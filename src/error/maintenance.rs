@@ -13,10 +13,10 @@ use super::{NotStarted, Outcome, RolledBack, Unknown, WriteError, sqlite_extende
 pub enum MaintenanceError<E = rusqlite::Error> {
     /// It never ran.
     NotStarted(NotStarted),
-    /// The closure returned this error. The statements that had ended before stand.
+    /// The closure returned this error. The statements that had ended before stand, as with `CutShort`.
     Failed(E),
-    /// It was cut short: by a panic, its deadline, or the environment. The statement that was at work was undone,
-    /// those before it stand.
+    /// It was cut short: by a panic, its deadline, or the environment; or it left something open. The statement that
+    /// was at work was undone, those before it stand, except in a transaction of its own that it had not committed.
     CutShort(RolledBack),
     /// It ran, and what came of it is not known.
     Unknown(Unknown),

@@ -92,6 +92,8 @@ pub enum RolledBack {
     ForeignKey,
     /// The command made SQLite end the transaction, and went on as if nothing had happened.
     TransactionEnded,
+    /// Maintenance left a transaction open, and it was rolled back.
+    TransactionLeftOpen,
     /// The command left a statement half-stepped, so the transaction could not be committed.
     StatementLeftOpen,
     /// The command's deadline passed while it ran, and SQLite ended the statement that was at work.
@@ -155,9 +157,9 @@ impl<E> WriteError<E> {
     pub fn retry(&self) -> Retry {
         match self {
             Self::NotStarted(reason) => reason.retry(),
-            Self::RolledBack(RolledBack::DeadlineExceeded { .. } | RolledBack::Environment(_)) => {
-                Retry::Later
-            }
+            Self::RolledBack(
+                RolledBack::DeadlineExceeded { .. } | RolledBack::Interrupted | RolledBack::Environment(_),
+            ) => Retry::Later,
             Self::RolledBack(RolledBack::GroupLost(cause))
                 if Failure::of(cause.as_sqlite()).is_environmental() =>
             {
@@ -279,6 +281,7 @@ impl fmt::Display for RolledBack {
             Self::TransactionEnded => {
                 f.write_str("it ended the transaction (`OR ROLLBACK`, say) and returned success")
             }
+            Self::TransactionLeftOpen => f.write_str("it left a transaction open"),
             Self::StatementLeftOpen => f.write_str("it left a statement half-stepped"),
             Self::DeadlineExceeded { ran } => write!(f, "its deadline passed while it ran, after {ran:?}"),
             Self::Interrupted => f.write_str("the service was closed while it ran"),

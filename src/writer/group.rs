@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::labels::Labels;
 use super::store::Store;
-use super::{SessionEnd, Writer};
+use super::{SessionEnd, Writer, closed};
 use crate::config::{Config, Durability};
 use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Kind, Step, Timing};
-use crate::rules::{Attempt, Guard, Loss};
+use crate::rules::{Attempt, Guard, Look, Loss};
 use crate::sync::lock;
 
 /// The commands that one COMMIT makes durable.
@@ -60,6 +60,12 @@ impl Member {
     fn new(envelope: Envelope, now: Instant) -> Self {
         let wait = now.saturating_duration_since(envelope.submitted);
         Self { envelope, step: Step::Undone, wait, run: Duration::ZERO }
+    }
+
+    /// It has run, its group was lost, and its time is up before it could run again.
+    pub(super) fn answer_at_deadline(self) {
+        let ran = RolledBack::DeadlineExceeded { ran: self.run };
+        self.envelope.answer(Fate::RolledBack(ran));
     }
 
     pub(super) fn can_run_again(&self) -> bool {
@@ -197,9 +203,8 @@ impl Writer {
                 if !member.envelope.is_expired(group.now) {
                     return Some(member);
                 }
-                let ran = RolledBack::DeadlineExceeded { ran: member.run };
                 lock(&self.board.stats).commands.count(Outcome::RolledBack);
-                member.envelope.answer(Fate::RolledBack(ran));
+                member.answer_at_deadline();
             },
         }
     }
@@ -322,6 +327,11 @@ impl Writer {
     /// Runs what must be outside of any transaction, and gives up its connection afterwards: nobody knows what
     /// it has set or attached.
     fn run_maintenance(&mut self, store: &mut impl Store, lane: Lane) -> ControlFlow<SessionEnd> {
+        if self.unsynced_groups {
+            // First a sync of what is not synced: else a failure of its own files could not be told from one of ours.
+            self.look = Some((Look::Probe, closed()));
+            return ControlFlow::Continue(());
+        }
         let now = Instant::now();
         // It may have been taken back since it was seen, and another stand in its place.
         let is_maintenance = |next: &Envelope| next.kind == Kind::Maintenance;
@@ -361,6 +371,7 @@ impl Writer {
         if let Step::Lost(Loss::Environment(failure)) = step {
             self.maintenance_failed(failure);
         }
+        self.tend_wal(store);
         ControlFlow::Break(SessionEnd::Replace)
     }
 }

@@ -204,9 +204,14 @@ impl Writer {
                 },
                 Ok(Ok(SessionEnd::Stopped)) => break,
                 // Not even the service's own statements could be prepared.
+                Ok(Err(error)) if self.queue.is_closing() => {
+                    self.board.stop(error.into());
+                    break;
+                }
                 Ok(Err(error)) => {
                     self.is_unfit = true;
                     self.note_failure(error.into());
+                    self.pause_until(Instant::now() + UNFIT_PAUSE);
                     writer = writer.map(|old| self.replace(old, location));
                 }
                 // A bug of ours. The commands of its group are answered as unknown when they are dropped.
@@ -402,6 +407,6 @@ impl Writer {
 
 /// Why what has run is not run again, where the service closes.
 fn closed() -> Cause {
-    let aborted = ffi::Error::new(ffi::SQLITE_ABORT);
-    rusqlite::Error::SqliteFailure(aborted, Some("the service was closed".into())).into()
+    let interrupted = ffi::Error::new(ffi::SQLITE_INTERRUPT);
+    rusqlite::Error::SqliteFailure(interrupted, Some("the service was closed".into())).into()
 }

@@ -186,6 +186,7 @@ impl Writer {
             };
             self.answer(envelope, Fate::NotStarted(reason), Outcome::NotStarted);
         }
+        self.give_up_expired(now);
         // A full WAL keeps nothing from running again.
         if now - since >= patience
             && let Some(Blocked { by: Obstacle::ForeignLock(cause), .. }) = &self.blocked
@@ -197,6 +198,20 @@ impl Writer {
             self.blocked = None;
             self.board.let_go();
         }
+    }
+
+    /// Answers those that were to run again, and whose time is up.
+    fn give_up_expired(&mut self, now: Instant) {
+        for round in &mut self.rounds {
+            let (expired, left): (VecDeque<_>, VecDeque<_>) =
+                round.members.drain(..).partition(|member| member.envelope.is_expired(now));
+            round.members = left;
+            for member in expired {
+                lock(&self.board.stats).commands.count(Outcome::RolledBack);
+                member.answer_at_deadline();
+            }
+        }
+        self.rounds.retain(|round| !round.members.is_empty());
     }
 
     /// COMMIT has failed: the transaction is still open, or a fence settles what became of it, or nobody knows.

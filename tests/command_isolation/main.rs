@@ -393,3 +393,99 @@ async fn a_value_that_panics_when_it_is_dropped_costs_its_command_only() {
     soon(after).await.unwrap();
     assert_eq!(db.xs().await, [1, 2]);
 }
+
+// `total_changes` does not see rows that a trigger has written before it fails with FAIL.
+#[tokio::test]
+async fn rows_that_a_failing_trigger_has_kept_are_undone() {
+    let db = TestDb::open().await;
+    db.write("schema", |tx| {
+        tx.execute_batch(
+            "CREATE TABLE log (v UNIQUE); CREATE TABLE source (v); CREATE TABLE a (x);
+             INSERT INTO source VALUES (1), (2), (1);
+             CREATE TRIGGER fill BEFORE INSERT ON a BEGIN INSERT OR FAIL INTO log SELECT v FROM source; END;",
+        )
+    })
+    .await
+    .unwrap();
+    for _ in 0..2 {
+        let gate = Gate::close(&db).await;
+        let neighbour = committed(db.execute("INSERT INTO parent DEFAULT VALUES", ())).await;
+        let culprit = committed(db.execute("INSERT INTO a VALUES (1)", ())).await;
+        gate.open().await;
+        soon(culprit).await.unwrap_err();
+        soon(neighbour).await.unwrap();
+        let kept: i64 = db.plain().query_row("SELECT count(*) FROM log", (), |row| row.get(0)).unwrap();
+        assert_eq!(kept, 0, "rolled back means rolled back");
+    }
+}
+
+// A connection that is closed loses its hooks first, and the end of a leaked statement that writes is a commit.
+#[tokio::test]
+async fn a_leaked_statement_that_writes_without_a_transaction_commits_nothing_when_it_is_closed() {
+    let db = TestDb::open().await;
+    insert(&db, 0).await.unwrap();
+    let leaks = db.write("leaks", |tx| {
+        tx.execute("INSERT OR ROLLBACK INTO t (x) VALUES (0)", ()).unwrap_err();
+        let mut statement = ManuallyDrop::new(tx.prepare("INSERT INTO t (x) VALUES (5) RETURNING x")?);
+        let mut rows = ManuallyDrop::new(statement.query(())?);
+        rows.next().map(drop)
+    });
+    let error = soon(leaks).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::RolledBack, "{error:?}");
+    insert(&db, 1).await.unwrap();
+    assert_eq!(db.xs().await, [0, 1]);
+}
+
+// A virtual table has statements of its own on the connection, which must not be finalized as if they were leaked.
+#[tokio::test]
+async fn a_leaked_statement_of_a_virtual_table_harms_nobody() {
+    let db = TestDb::open().await;
+    db.execute("CREATE VIRTUAL TABLE notes USING fts5 (text)", ()).await.unwrap();
+    db.execute("INSERT INTO notes VALUES ('one two'), ('two three')", ()).await.unwrap();
+    let leak = |tx: &solewriter::ReadTransaction<'_>, sql: &str| {
+        let mut statement = ManuallyDrop::new(tx.prepare(sql)?);
+        let mut rows = ManuallyDrop::new(statement.query(())?);
+        rows.next()?.map(|row| row.get_ref(0).map(|_| ())).transpose().map(drop)
+    };
+    for sql in ["SELECT text FROM notes WHERE notes MATCH 'two'", "SELECT name FROM pragma_table_info('t')"] {
+        for _ in 0..3 {
+            soon(db.write("leaks", move |tx| leak(tx, sql))).await.unwrap_err();
+            soon(db.read("leaks", move |tx| leak(tx, sql))).await.unwrap();
+            soon(db.execute("INSERT INTO notes VALUES ('two')", ())).await.unwrap();
+        }
+    }
+    let found: i64 = db
+        .read("count", |tx| {
+            tx.query_row("SELECT count(*) FROM notes WHERE notes MATCH 'two'", (), |row| row.get(0))
+        })
+        .await
+        .unwrap();
+    assert_eq!(found, 8);
+    // Its leaked connections keep the WAL: the test's own check at the end would wait for them.
+    drop(soon(db.shutdown(solewriter::Drain::within(common::HANG))).await);
+}
+
+#[tokio::test]
+async fn a_panic_with_a_value_that_panics_when_it_is_dropped_costs_its_command_only() {
+    let db = TestDb::open().await;
+    let culprit = db.write("bomb", |_| -> rusqlite::Result<()> { std::panic::panic_any(Bomb) });
+    let error = soon(culprit).await.unwrap_err();
+    assert!(matches!(error, WriteError::RolledBack(RolledBack::Panicked(_))), "{error:?}");
+    insert(&db, 1).await.unwrap();
+}
+
+// A file that a command looks at by itself, and that is none: nothing is wrong with ours.
+#[tokio::test]
+async fn an_error_of_another_database_is_the_commands_own() {
+    let db = TestDb::open().await;
+    let dir = tempfile::tempdir().unwrap();
+    let upload = dir.path().join("upload.db");
+    std::fs::write(&upload, vec![b'x'; 4096]).unwrap();
+    let looks = db.write("looks", move |tx| {
+        add(tx, 1)?;
+        rusqlite::Connection::open(&upload)?.query_row("SELECT 1 FROM sqlite_schema", (), |_| Ok(()))
+    });
+    let error = soon(looks).await.unwrap_err();
+    assert!(matches!(error, WriteError::Command(_)), "{error:?}");
+    assert_eq!(db.stats().connections_replaced, 0);
+}
