@@ -2,12 +2,15 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 use crate::error::Cause;
+use crate::failed::{FailedCommand, FailedCommands, Reason};
+use crate::health::BreakerState;
 use crate::holder::{Holder, Phase};
+use crate::message::{Envelope, Fate};
 use crate::shutdown::ShutdownReport;
 use crate::stats::{Stats, WriterStats};
 use crate::sync::lock;
@@ -21,11 +24,12 @@ pub(crate) struct Board {
     groups: AtomicU64,
     holder: Mutex<Option<Held>>,
     stopped: Mutex<Option<Cause>>,
-    /// Why writes are refused for now.
-    refusing: Mutex<Option<Cause>>,
+    /// Why writes are refused for now, and since when.
+    refusing: Mutex<Option<(Cause, Instant)>>,
     watchdog: Mutex<Option<Watchdog>>,
     drain_until: Mutex<Option<Instant>>,
     pub(crate) stats: Mutex<WriterStats>,
+    failed: FailedCommands,
     pub(crate) wal: WalGauge,
     /// Commands that never reached the queue, and commands taken back from it.
     refused: AtomicU64,
@@ -46,6 +50,7 @@ impl Board {
             watchdog: Mutex::default(),
             drain_until: Mutex::default(),
             stats: Mutex::default(),
+            failed: FailedCommands::default(),
             wal: WalGauge::default(),
             refused: AtomicU64::new(0),
             withdrawn: AtomicU64::new(0),
@@ -76,7 +81,19 @@ impl Board {
 
     /// Writes are refused for this reason from now on, or no longer.
     pub(crate) fn set_refusing(&self, cause: Option<Cause>) {
-        *lock(&self.refusing) = cause;
+        *lock(&self.refusing) = cause.map(|cause| (cause, Instant::now()));
+    }
+
+    pub(crate) fn breaker(&self) -> BreakerState {
+        if let Some(cause) = &*lock(&self.stopped) {
+            return BreakerState::Stopped { cause: cause.as_sqlite().to_string() };
+        }
+        match &*lock(&self.refusing) {
+            Some((cause, since)) => {
+                BreakerState::Open { cause: cause.as_sqlite().to_string(), since: since.elapsed() }
+            }
+            None => BreakerState::Closed,
+        }
     }
 
     /// The watchdog of the newest write connection.
@@ -98,6 +115,33 @@ impl Board {
 
     pub(crate) fn drain_until(&self) -> Option<Instant> {
         *lock(&self.drain_until)
+    }
+
+    /// Answers a command that is not committed: counts it and keeps its reason for those who look.
+    pub(crate) fn give_up(&self, envelope: Envelope, fate: Fate, tried: Tried) {
+        let outcome = fate.outcome();
+        {
+            let mut stats = lock(&self.stats);
+            match fate {
+                Fate::Culprit => stats.commands.failed += 1,
+                _ => stats.commands.count(outcome),
+            }
+        }
+        let reason = tried.reason.map_or_else(|| Reason::of_fate(&fate), |reason| *reason);
+        let Envelope { label, lane, .. } = &envelope;
+        let failed = FailedCommand::new(label.clone(), *lane, outcome, reason);
+        // Before the answer: who has it will find it here.
+        self.failed.push(failed.tried(tried.attempts, tried.wait, tried.hold));
+        envelope.answer(fate);
+    }
+
+    /// Keeps a failure that is answered otherwise.
+    pub(crate) fn note_failed(&self, failed: FailedCommand) {
+        self.failed.push(failed);
+    }
+
+    pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
+        self.failed.list()
     }
 
     pub(crate) fn count_withdrawn(&self) {
@@ -139,6 +183,23 @@ impl Board {
         stats.checkpoints = self.wal.checkpoints.load(Ordering::Relaxed);
         stats.checkpoints_blocked = self.wal.checkpoints_blocked.load(Ordering::Relaxed);
         stats.wal_restarts = self.wal.restarts.load(Ordering::Relaxed);
+    }
+}
+
+/// How far a command came that is given up.
+#[derive(Default)]
+pub(crate) struct Tried {
+    /// Its own reason, where it failed by itself.
+    pub(crate) reason: Option<Box<Reason>>,
+    pub(crate) attempts: u32,
+    pub(crate) wait: Duration,
+    pub(crate) hold: Duration,
+}
+
+impl Tried {
+    /// It never ran.
+    pub(crate) fn waited(wait: Duration) -> Self {
+        Self { wait, ..Self::default() }
     }
 }
 

@@ -219,6 +219,57 @@ pub struct Config {
     /// shutdown of the same file in this process. Default: 10 s.
     #[serde(rename = "shutdown_wait_max_ms", with = "millis")]
     pub shutdown_wait_max: Duration,
+
+    /// From where on [`Database::health`](crate::Database::health) calls the service degraded or failing.
+    pub health: HealthLimits,
+}
+
+/// From where on a service is called degraded or failing, beside `hold_warning`, from where on it is degraded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthLimits {
+    /// A hold of the writer from which on the service is failing. Default: 30 s.
+    #[serde(rename = "hold_failing_ms", with = "millis")]
+    pub hold_failing: Duration,
+
+    /// A wait of a command from which on it is degraded. Default: 5 s.
+    #[serde(rename = "wait_degraded_ms", with = "millis")]
+    pub wait_degraded: Duration,
+
+    /// The part of a lane's room that is taken, from which on it is degraded. Default: 80 %.
+    pub queue_degraded_percent: u8,
+
+    /// The part of `wal_limit_bytes` from which on it is degraded. Default: 50 %.
+    pub wal_degraded_percent: u8,
+
+    /// The age of a read or a snapshot from which on it is degraded, if the WAL has outgrown `wal_target_bytes`
+    /// meanwhile. Default: 10 s.
+    #[serde(rename = "read_degraded_ms", with = "millis")]
+    pub read_degraded: Duration,
+
+    /// How many batches in a row an import may lose before it is degraded. Default: 3.
+    pub import_lost_batches_degraded: u32,
+
+    /// The longest import within an hour from which on the status of
+    /// [`ImportFigures`](crate::ImportFigures) is degraded. Default: 5 s.
+    ///
+    /// It is a figure for dashboards that ask for it; a long import alone makes no service degraded.
+    #[serde(rename = "import_duration_degraded_ms", with = "millis")]
+    pub import_duration_degraded: Duration,
+}
+
+impl Default for HealthLimits {
+    fn default() -> Self {
+        Self {
+            hold_failing: Duration::from_secs(30),
+            wait_degraded: Duration::from_secs(5),
+            queue_degraded_percent: 80,
+            wal_degraded_percent: 50,
+            read_degraded: Duration::from_secs(10),
+            import_lost_batches_degraded: 3,
+            import_duration_degraded: Duration::from_secs(5),
+        }
+    }
 }
 
 impl Default for Config {
@@ -261,6 +312,7 @@ impl Default for Config {
             trusted_schema: false,
             value_bytes_max: 256 * MIB as u32,
             shutdown_wait_max: Duration::from_secs(10),
+            health: HealthLimits::default(),
         }
     }
 }
@@ -277,7 +329,7 @@ impl Config {
         // SQLITE_MAX_MMAP_SIZE of the bundled build (https://www.sqlite.org/mmap.html).
         const MMAP_MAX: u64 = 0x7fff_0000;
         let shares = u32::from(self.bulk_share_percent) + u32::from(self.maintenance_share_percent);
-        let rules: [(&'static str, bool, &'static str); 29] = [
+        let rules: [(&'static str, bool, &'static str); 32] = [
             ("name", !self.name.is_empty() && !self.name.contains('\0'), "must be text without NUL"),
             ("busy_timeout_ms", self.busy_timeout <= DAY, "must be at most a day"),
             ("cache_bytes", (1024..=TIB).contains(&self.cache_bytes), "must be between 1 KiB and 1 TiB"),
@@ -335,6 +387,13 @@ impl Config {
                 (1 << 20..=1_000_000_000).contains(&self.value_bytes_max),
                 "must be between 1 MiB and 1 GB, SQLite's own limit",
             ),
+            ("health.queue_degraded_percent", percent(self.health.queue_degraded_percent), PERCENT),
+            ("health.wal_degraded_percent", percent(self.health.wal_degraded_percent), PERCENT),
+            (
+                "health.import_lost_batches_degraded",
+                self.health.import_lost_batches_degraded > 0,
+                "must be at least 1",
+            ),
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((field, _, reason)) => Err(ConfigError { field, reason }),
@@ -388,9 +447,16 @@ impl Config {
             allow_network_file_system,
             trusted_schema,
             value_bytes_max,
-            shutdown_wait_max
+            shutdown_wait_max,
+            health
         )
     }
+}
+
+const PERCENT: &str = "must be between 1 and 100";
+
+fn percent(percent: u8) -> bool {
+    (1..=100).contains(&percent)
 }
 
 fn positive(duration: Duration) -> bool {

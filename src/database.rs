@@ -12,9 +12,11 @@ use crate::command::{
     Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work,
 };
 use crate::config::Config;
-use crate::error::{OpenError, OpenErrorReason, WriteError};
+use crate::error::{OpenError, OpenErrorReason, ReadError, WriteError};
+use crate::failed::FailedCommand;
+use crate::health::Health;
 use crate::holder::Holder;
-use crate::import::Import;
+use crate::import::{Import, ImportControl, ImportId, ImportRecord, ImportStatus, record};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::maintenance::{Maintain, Maintenance};
@@ -342,6 +344,83 @@ impl Database {
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
         self.service.holder()
+    }
+
+    /// How the service is: its state, what is wrong and what to do about it, and the figures behind.
+    ///
+    /// [`Config::health`] has the limits.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// use solewriter::HealthState;
+    ///
+    /// let health = db.health();
+    /// for reason in &health.reasons {
+    ///     eprintln!("{}: {}; {}", reason.state, reason.message, reason.action);
+    /// }
+    /// assert_eq!(health.state, HealthState::Healthy);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.service.health()
+    }
+
+    /// The last commands and import entries that failed, the oldest first, up to 64; without any bound value.
+    #[must_use]
+    pub fn recent_failures(&self) -> Vec<FailedCommand> {
+        self.service.recent_failures()
+    }
+
+    /// The imports that run now, the oldest first.
+    #[must_use]
+    pub fn imports(&self) -> Vec<ImportStatus> {
+        self.service.imports.running()
+    }
+
+    /// The control of an import that runs now.
+    #[must_use]
+    pub fn import_control(&self, id: &ImportId) -> Option<ImportControl> {
+        self.service.imports.control(id)
+    }
+
+    /// What is written down of the newest imports, up to `limit`, the newest first. One that runs now is as far
+    /// as its last batch.
+    ///
+    /// The records are in the tables `solewriter_imports` and `solewriter_import_failures` of the database, which
+    /// the first import creates. Those of imports with an [id](Import::id) stay until they are
+    /// [forgotten](Self::forget_import); of others the newest 1,000 are kept.
+    ///
+    /// # Errors
+    /// [`ReadError`] tells what stood in the way.
+    ///
+    /// # Cancel safety
+    /// As that of [`Read`].
+    pub async fn import_records(&self, limit: usize) -> Result<Vec<ImportRecord>, ReadError> {
+        let mut records = self.read("solewriter.imports", move |tx| record::list(tx, limit)).await?;
+        for record in &mut records {
+            if let Some(running) = self.service.imports.state(&record.id) {
+                record.state = running;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Removes the record of an import, so that its id can be imported anew; true if there was one.
+    ///
+    /// The record of an import that runs now is needed: the import stops with
+    /// [`ImportFailure::Record`](crate::ImportFailure::Record) when it is gone.
+    ///
+    /// # Errors
+    /// As with [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As that of [`Write`].
+    pub async fn forget_import(&self, id: impl Into<ImportId>) -> Result<bool, WriteError> {
+        let id = id.into();
+        self.write_rerunnable("solewriter.forget_import", move |tx| record::forget(tx, &id)).await
     }
 
     /// The oldest read in progress or snapshot that is held: what keeps the WAL from being begun anew; `None`

@@ -7,16 +7,21 @@ use serde::Serialize;
 
 use crate::label::Label;
 use crate::lane::Lane;
+use crate::units::millis;
 
 /// Who holds the writer now, and since when.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Durations serialise as milliseconds under the name of the field plus `_ms`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Holder {
     /// What the writer is doing.
     pub phase: Phase,
     /// How long the write lock has been held, or waited for.
+    #[serde(rename = "held_ms", serialize_with = "millis")]
     pub held: Duration,
     /// How long the writer has been in this phase.
+    #[serde(rename = "in_phase_ms", serialize_with = "millis")]
     pub in_phase: Duration,
 }
 

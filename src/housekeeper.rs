@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use crate::board::Board;
+use crate::board::{Board, Tried};
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode};
-use crate::error::{Cause, NotStarted, Outcome};
+use crate::error::{Cause, NotStarted};
 use crate::holder::Phase;
 use crate::message::Fate;
 use crate::queue::Queue;
@@ -248,8 +248,7 @@ impl House {
                 Some(_) => NotStarted::DeadlineExceeded { waited },
                 None => NotStarted::WaitedTooLong { waited, holder: holder.phase.clone() },
             };
-            lock(&self.board.stats).commands.count(Outcome::NotStarted);
-            envelope.answer(Fate::NotStarted(reason));
+            self.board.give_up(envelope, Fate::NotStarted(reason), Tried::waited(waited));
         }
     }
 

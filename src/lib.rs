@@ -68,6 +68,8 @@ mod service;
 mod sidecar;
 
 mod board;
+mod failed;
+mod health;
 mod housekeeper;
 
 mod message;
@@ -83,6 +85,7 @@ mod identity;
 mod rules;
 mod sqlite_ffi;
 mod sync;
+mod units;
 mod watchdog;
 
 /// The documents of the repository's `docs` folder.
@@ -104,16 +107,19 @@ mod readme {}
 
 pub use blocking::BlockingDatabase;
 pub use command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work};
-pub use config::{Checkpoints, Config, ConfigError, Durability};
+pub use config::{Checkpoints, Config, ConfigError, Durability, HealthLimits};
 pub use database::{Builder, Database};
 pub use error::{
     Cause, MaintenanceError, NotStarted, OpenError, OpenErrorReason, Outcome, ReadEnd, ReadError, Retry,
     RolledBack, Unknown, WriteError,
 };
+pub use failed::FailedCommand;
+pub use health::{BreakerState, Health, HealthReason, HealthState, Trouble, Waiter};
 pub use holder::{Holder, Phase};
 pub use import::{
-    ALL_OR_NOTHING_ENTRIES_MAX, Batch, Entries, EntryError, FailedEntry, Import, ImportError, ImportFailure,
-    ImportReport, ImportRun, LostBatch, OnError, Prepared, Progress,
+    ALL_OR_NOTHING_ENTRIES_MAX, Batch, Entries, EntryError, FailedEntry, Import, ImportControl, ImportError,
+    ImportFailure, ImportFigures, ImportId, ImportRecord, ImportReport, ImportRun, ImportState, ImportStatus,
+    LostBatch, OnError, Prepared, Progress, RecordedFailure,
 };
 pub use label::Label;
 pub use lane::{Lane, PerLane};

@@ -9,7 +9,7 @@ use tracing::Span;
 
 use crate::command::Work;
 use crate::config::Durability;
-use crate::error::{NotStarted, RolledBack, Unknown, WriteError};
+use crate::error::{NotStarted, Outcome, RolledBack, Unknown, WriteError};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::queue::AtomicU8;
@@ -118,6 +118,17 @@ pub(crate) enum Fate {
     RolledBack(RolledBack),
     /// Nobody knows.
     Unknown(Unknown),
+}
+
+impl Fate {
+    /// What becomes of a command that is told this, unless its group is committed.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::NotStarted(_) => Outcome::NotStarted,
+            Self::Committed(..) | Self::Culprit | Self::RolledBack(_) => Outcome::RolledBack,
+            Self::Unknown(_) => Outcome::Unknown,
+        }
+    }
 }
 
 /// How long a command waited, and how long its group held the write lock.

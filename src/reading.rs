@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::label::Label;
+use crate::units::millis;
 
 /// A read in progress, or a snapshot that is held: what keeps the WAL from being begun anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -15,8 +16,4 @@ pub struct Reading {
     /// How long it has had its connection.
     #[serde(rename = "age_ms", serialize_with = "millis")]
     pub age: Duration,
-}
-
-fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

@@ -1,8 +1,8 @@
 //! A running service: the writer thread and what stands around it, from start to orderly end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,12 @@ use crate::board::Board;
 use crate::config::{Checkpoints, Config};
 use crate::connection::{self, Location, Role};
 use crate::error::{Cause, OpenErrorReason};
+use crate::failed::FailedCommand;
 use crate::fork::Generation;
+use crate::health::{Health, Seen, Waiter};
 use crate::holder::Holder;
 use crate::housekeeper::{Housekeeper, Housekeeping};
+use crate::import::Imports;
 use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
@@ -39,10 +42,13 @@ pub(crate) struct Service {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) board: Arc<Board>,
     pub(crate) readers: Arc<ReaderPool>,
+    pub(crate) imports: Arc<Imports>,
     pub(crate) config: Config,
     pub(crate) location: Location,
     generation: Generation,
     depth: QueueDepth,
+    /// Only to look at: what is sent after the writer has gone must be dropped with it.
+    queue: Weak<Queue>,
     closing: AtomicBool,
     writer_thread: ThreadId,
 }
@@ -58,7 +64,9 @@ impl Service {
         let (outbox, queue) = queue::open(&config);
         let board = Arc::new(Board::new());
         let (ready, started) = mpsc::sync_channel(1);
-        let life = WriterThread { location, config, board, queue, held };
+        let imports = Arc::new(Imports::default());
+        let (looked_at, seen_imports) = (Arc::downgrade(&queue), imports.clone());
+        let life = WriterThread { location, config, board, queue, imports, held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
         let thread = std::thread::Builder::new()
             .name(format!("{}-writer", config.name))
@@ -72,6 +80,8 @@ impl Service {
             outbox: Arc::new(outbox),
             board,
             readers,
+            imports: seen_imports,
+            queue: looked_at,
             config,
             location,
             generation: Generation::current(),
@@ -172,6 +182,41 @@ impl Service {
     }
 }
 
+impl Service {
+    pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
+        if self.is_forked() { Vec::new() } else { self.board.recent_failures() }
+    }
+
+    /// How the service is; a fork has none, and finds it closed.
+    pub(crate) fn health(&self) -> Health {
+        let is_closed = self.is_forked() || self.is_closing();
+        let seen = if self.is_forked() { Seen::nothing(is_closed) } else { self.look(is_closed) };
+        Health::assess(seen, &self.config)
+    }
+
+    fn look(&self, is_closed: bool) -> Seen {
+        Seen {
+            stats: self.stats(),
+            holder: self.holder(),
+            oldest_waiter: self.oldest_waiter(),
+            oldest_read: self.readers.pins().oldest(),
+            breaker: self.board.breaker(),
+            imports: self.imports.figures(self.config.health.import_duration_degraded),
+            running_imports: self.imports.running(),
+            is_closed,
+        }
+    }
+
+    fn oldest_waiter(&self) -> Option<Waiter> {
+        let now = Instant::now();
+        self.queue.upgrade()?.look(|lanes| {
+            let oldest = lanes.heads().min_by_key(|waiting| waiting.submitted)?;
+            let waited = now.saturating_duration_since(oldest.submitted);
+            Some(Waiter { label: oldest.label.clone(), lane: oldest.lane, waited })
+        })
+    }
+}
+
 impl Drop for Service {
     #[expect(clippy::mem_forget, reason = "see below")]
     fn drop(&mut self) {
@@ -190,6 +235,7 @@ struct WriterThread<H> {
     config: Config,
     board: Arc<Board>,
     queue: Arc<Queue>,
+    imports: Arc<Imports>,
     held: H,
 }
 
@@ -329,6 +375,7 @@ impl<H> WriterThread<H> {
     ) -> Result<(WriteConnection, Housekeeper, Arc<ReaderPool>), OpenErrorReason> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
         let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
+        connection.recall_imports(&self.imports)?;
         let readers = ReaderPool::open(self.location.clone(), self.config.clone())?;
         Ok((connection, self.start_housekeeper(housekeeping)?, readers))
     }

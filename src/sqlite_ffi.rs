@@ -40,6 +40,14 @@ pub(crate) fn extended_error_code(connection: &Connection) -> i32 {
     unsafe { ffi::sqlite3_extended_errcode(connection.handle()) }
 }
 
+/// The message of the last call on the connection.
+pub(crate) fn error_message(connection: &Connection) -> String {
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. SQLite
+    // returns a string that lives until the next call on the connection, and it is copied before.
+    let message = unsafe { CStr::from_ptr(ffi::sqlite3_errmsg(connection.handle())) };
+    message.to_string_lossy().into_owned()
+}
+
 /// Lets neither SQL nor C load an extension from now on; answers whether it still could.
 pub(crate) fn forbid_extensions(connection: &Connection) -> rusqlite::Result<bool> {
     let mut still: std::ffi::c_int = -1;
@@ -185,6 +193,15 @@ mod tests {
         assert!(deferred_foreign_key_violated(&db));
         db.execute_batch("ROLLBACK TO s").unwrap();
         assert!(!deferred_foreign_key_violated(&db));
+    }
+
+    #[test]
+    fn the_last_error_has_a_code_and_a_message() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1)").unwrap();
+        connection.execute("INSERT INTO t VALUES (1)", ()).unwrap_err();
+        assert_eq!(extended_error_code(&connection), ffi::SQLITE_CONSTRAINT_UNIQUE);
+        assert_eq!(error_message(&connection), "UNIQUE constraint failed: t.x");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::Outcome;
 use crate::lane::{Lane, PerLane};
+use crate::units::micros;
 
 /// A snapshot of everything the service has measured since it was opened.
 ///
@@ -40,6 +41,9 @@ pub struct Stats {
     pub foreign_commits: u64,
     /// Times the writer found the write lock held by another program.
     pub foreign_waits: u64,
+    /// How long the writer has waited for other programs in all, or left the write lock free for them.
+    #[serde(rename = "foreign_wait_us", serialize_with = "micros")]
+    pub foreign_wait: Duration,
     /// Whether writes are refused now: after failures, on a full disk, or for good.
     pub is_refusing_writes: bool,
     /// Reads that were answered, whatever the answer.
@@ -130,10 +134,6 @@ pub struct Counts {
     pub max: u64,
 }
 
-fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
-}
-
 /// A histogram of durations between 1 µs and 1 h; longer ones count as an hour.
 pub(crate) struct DurationHistogram(Hdr<u64>);
 
@@ -205,6 +205,7 @@ pub(crate) struct WriterStats {
     pub(crate) connections_replaced: u64,
     pub(crate) foreign_commits: u64,
     pub(crate) foreign_waits: u64,
+    pub(crate) foreign_wait: Duration,
 }
 
 impl WriterStats {
@@ -221,6 +222,7 @@ impl WriterStats {
         stats.connections_replaced = self.connections_replaced;
         stats.foreign_commits = self.foreign_commits;
         stats.foreign_waits = self.foreign_waits;
+        stats.foreign_wait = self.foreign_wait;
     }
 
     pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {

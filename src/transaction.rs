@@ -14,6 +14,7 @@ use rusqlite::{CachedStatement, Connection, Params, Row, Statement, ffi};
 
 use crate::connection;
 use crate::error::{RolledBack, WriteError};
+use crate::failed::Reason;
 use crate::failure::Failure;
 use crate::rules::{self, AfterCommand, Guard, Loss, Seen};
 use crate::sqlite_ffi;
@@ -107,6 +108,10 @@ pub struct WriteTransaction<'c> {
     since: Instant,
     /// A nested savepoint could not be ended.
     savepoint_stuck: bool,
+    /// SQLite's code and message behind the last error of user code.
+    error: (i32, Option<String>),
+    /// Why the last piece of user code that failed did.
+    reason: Option<Box<Reason>>,
 }
 
 impl<'c> Deref for WriteTransaction<'c> {
@@ -186,6 +191,16 @@ impl<'c> WriteTransaction<'c> {
         guard: Guard,
         work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
     ) -> Result<T, Fault<E>> {
+        let ran = self.run_guarded(guard, work);
+        self.note_reason(&ran);
+        ran
+    }
+
+    fn run_guarded<T, E: 'static>(
+        &mut self,
+        guard: Guard,
+        work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
+    ) -> Result<T, Fault<E>> {
         if guard == Guard::Savepoint {
             self.service(|| self.control.savepoint()).map_err(|error| Fault::savepoint(error, ()))?;
         }
@@ -228,6 +243,15 @@ impl<'c> WriteTransaction<'c> {
         &mut self,
         work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
     ) -> Result<T, Fault<E>> {
+        let ran = self.run_without_transaction(work);
+        self.note_reason(&ran);
+        ran
+    }
+
+    fn run_without_transaction<T, E: 'static>(
+        &mut self,
+        work: impl FnOnce(&mut WriteTransaction<'_>) -> Result<T, E>,
+    ) -> Result<T, Fault<E>> {
         self.forget_error::<E>();
         let paused = self.watchdog.pause(false);
         let result = self.user_code.maintain(|| catch_unwind(AssertUnwindSafe(|| work(self))));
@@ -252,9 +276,21 @@ impl<'c> WriteTransaction<'c> {
         }
     }
 
+    fn note_reason<T, E>(&mut self, ran: &Result<T, Fault<E>>) {
+        let (code, message) = std::mem::replace(&mut self.error, (ffi::SQLITE_OK, None));
+        if let Err(fault) = ran {
+            self.reason = Some(Box::new(Reason::new(&fault.error, code, message.as_deref())));
+        }
+    }
+
+    /// Why the last piece of user code that failed did.
+    pub(crate) fn take_reason(&mut self) -> Option<Box<Reason>> {
+        self.reason.take()
+    }
+
     /// Tells errors of the environment from those of the command.
     fn classify<T, E: 'static>(
-        &self,
+        &mut self,
         result: std::thread::Result<Result<T, E>>,
     ) -> (Result<T, WriteError<E>>, Failure) {
         match result {
@@ -262,6 +298,11 @@ impl<'c> WriteTransaction<'c> {
             Err(panic) => (Err(RolledBack::Panicked(panic_message(panic)).into()), Failure::Command),
             Ok(Err(error)) => {
                 let code = self.code_behind(&error);
+                // Before anything else is asked of SQLite.
+                let message = (code != ffi::SQLITE_OK
+                    && sqlite_ffi::extended_error_code(self.connection) == code)
+                    .then(|| sqlite_ffi::error_message(self.connection));
+                self.error = (code, message);
                 let failure = match Failure::of_code(code) {
                     // Of another database that the command has looked at.
                     Failure::Corrupt if sqlite_ffi::extended_error_code(self.connection) != code => {
@@ -465,6 +506,8 @@ impl<'c> TransactionControl<'c> {
             user_code: self.user_code,
             since: now,
             savepoint_stuck: false,
+            error: (ffi::SQLITE_OK, None),
+            reason: None,
         }
     }
 }

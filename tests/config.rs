@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde::de::Error as _;
-use solewriter::{Checkpoints, Config, Durability};
+use solewriter::{Checkpoints, Config, Durability, HealthLimits};
 
 fn unusual() -> Config {
     Config {
@@ -44,6 +44,15 @@ fn unusual() -> Config {
         trusted_schema: true,
         value_bytes_max: 1 << 21,
         shutdown_wait_max: Duration::from_millis(21),
+        health: HealthLimits {
+            hold_failing: Duration::from_millis(40),
+            wait_degraded: Duration::from_millis(41),
+            queue_degraded_percent: 42,
+            wal_degraded_percent: 43,
+            read_degraded: Duration::from_millis(44),
+            import_lost_batches_degraded: 45,
+            import_duration_degraded: Duration::from_millis(46),
+        },
     }
 }
 
@@ -110,6 +119,7 @@ fn the_defaults_are_those_of_the_contract() {
         trusted_schema,
         value_bytes_max,
         shutdown_wait_max,
+        health,
     } = Config::default();
     assert_eq!(
         (name.as_str(), create, durability, foreign_keys),
@@ -123,8 +133,22 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((wal_limit_bytes, value_bytes_max), (1024 * MIB, 256 << 20));
     assert_eq!((checkpoints, breaker_failures), (Checkpoints::Service, 5));
     assert!(!allow_network_file_system && !trusted_schema);
+    let HealthLimits {
+        hold_failing,
+        wait_degraded,
+        queue_degraded_percent,
+        wal_degraded_percent,
+        read_degraded,
+        import_lost_batches_degraded,
+        import_duration_degraded,
+    } = health;
+    assert_eq!((queue_degraded_percent, wal_degraded_percent, import_lost_batches_degraded), (80, 50, 3));
     let millis = [
         (busy_timeout, 10_000),
+        (hold_failing, 30_000),
+        (wait_degraded, 5_000),
+        (read_degraded, 10_000),
+        (import_duration_degraded, 5_000),
         (queue_wait_max, 30_000),
         (command_wait_max, 30_000),
         (group_hold_max, 25),

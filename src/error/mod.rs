@@ -9,13 +9,16 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 pub use maintenance::MaintenanceError;
 pub use open::{OpenError, OpenErrorReason};
 pub use read::{ReadEnd, ReadError};
 pub use write::{NotStarted, RolledBack, Unknown, WriteError};
 
 /// What became of a command that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It never ran.
     NotStarted,
@@ -63,7 +66,7 @@ impl fmt::Debug for Cause {
 }
 
 /// Walks the sources of an error to the first of SQLite.
-fn sqlite_extended_code(error: &(dyn StdError + 'static)) -> Option<i32> {
+pub(crate) fn sqlite_extended_code(error: &(dyn StdError + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(sqlite) = error.downcast_ref::<rusqlite::Error>() {

@@ -215,7 +215,7 @@ impl<E: StdError + 'static> StdError for WriteError<E> {
 }
 
 impl NotStarted {
-    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Busy(cause) | Self::DiskFull(cause) | Self::Unavailable(cause) | Self::Stopped(cause) => {
                 Some(cause.as_sqlite())
@@ -226,7 +226,7 @@ impl NotStarted {
 }
 
 impl RolledBack {
-    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::GroupLost(cause) | Self::Environment(cause) => Some(cause.as_sqlite()),
             _ => None,
@@ -235,7 +235,7 @@ impl RolledBack {
 }
 
 impl Unknown {
-    pub(super) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+    pub(crate) fn cause(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::CommitFailed(cause) | Self::FilesReplaced(cause) => Some(cause.as_sqlite()),
             Self::WriterLost => None,

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::record::{self, Advance};
 use crate::error::{RolledBack, WriteError};
+use crate::failed::Reason;
 use crate::rules::Guard;
 use crate::transaction::{Fault, WriteTransaction};
 
@@ -18,40 +20,77 @@ pub(super) struct Entry<I> {
 /// They are shared, not moved: a batch that is lost through no fault of its own is sent again.
 pub(super) struct Chunk<I> {
     entries: Arc<Vec<Entry<I>>>,
+    /// The place in the stream after everything that has come up to the last entry.
+    end_entry: u64,
+    /// Those in between whose preparation failed, and that are not written down yet.
+    unprepared: Vec<u64>,
     /// Where the next batch begins; those before are done.
     from: usize,
     /// Entries that have failed by taking a whole transaction with them: left out from now on.
-    left_out: Vec<usize>,
+    left_out: Vec<(usize, Reason)>,
 }
 
 impl<I> Clone for Chunk<I> {
     fn clone(&self) -> Self {
-        Self { entries: self.entries.clone(), from: self.from, left_out: self.left_out.clone() }
+        Self {
+            entries: self.entries.clone(),
+            end_entry: self.end_entry,
+            unprepared: self.unprepared.clone(),
+            from: self.from,
+            left_out: self.left_out.clone(),
+        }
     }
 }
 
 impl<I> Chunk<I> {
-    pub(super) fn new(entries: Vec<Entry<I>>) -> Self {
-        Self { entries: Arc::new(entries), from: 0, left_out: Vec::new() }
+    pub(super) fn new(entries: Vec<Entry<I>>, end_entry: u64, unprepared: Vec<u64>) -> Self {
+        Self { entries: Arc::new(entries), end_entry, unprepared, from: 0, left_out: Vec::new() }
     }
 
     pub(super) fn is_done(&self) -> bool {
         self.from == self.entries.len()
     }
 
+    /// A batch up to `position` is committed.
     pub(super) fn advance_to(&mut self, position: usize) {
+        let next_entry = self.entry_at(position);
         self.from = position;
+        self.unprepared.retain(|entry| *entry >= next_entry);
     }
 
-    pub(super) fn leave_out(&mut self, position: usize) -> u64 {
-        self.left_out.push(position);
+    pub(super) fn leave_out(&mut self, position: usize, reason: Reason) -> u64 {
+        self.left_out.push((position, reason));
         self.entries[position].index
     }
 
     fn rest(&self) -> impl Iterator<Item = (usize, &Entry<I>)> {
         let rest = self.entries.iter().enumerate().skip(self.from);
-        rest.filter(|(position, _)| !self.left_out.contains(position))
+        rest.filter(|(position, _)| self.left_out.iter().all(|(left_out, _)| left_out != position))
     }
+
+    /// The place in the stream that a position in the chunk stands for.
+    fn entry_at(&self, position: usize) -> u64 {
+        self.entries.get(position).map_or(self.end_entry, |entry| entry.index)
+    }
+
+    /// What the record has to say of a batch up to `end`, beside what it says of it itself: the failures that
+    /// were known before it was sent.
+    fn known_failures(&self, end: usize) -> impl Iterator<Item = (u64, Reason)> {
+        let next_entry = self.entry_at(end);
+        let unprepared = self.unprepared.iter().filter(move |entry| **entry < next_entry);
+        let left_out = self.left_out.iter().filter(move |(position, _)| (self.from..end).contains(position));
+        unprepared
+            .map(|entry| (*entry, Reason::unprepared()))
+            .chain(left_out.map(|(position, reason)| (self.entries[*position].index, reason.clone())))
+    }
+}
+
+/// The record of the import, and what it does not know yet.
+#[derive(Clone, Copy)]
+pub(super) struct Bookmark {
+    pub(super) number: i64,
+    pub(super) batches_lost: u64,
+    pub(super) hold_max: Duration,
 }
 
 /// When a batch ends.
@@ -67,16 +106,24 @@ pub(super) enum Extent {
 
 /// What a batch has done, if its group commits.
 pub(super) struct BatchDone<T, E> {
-    pub(super) outcomes: Vec<(u64, Result<T, WriteError<E>>)>,
+    pub(super) outcomes: Vec<(u64, Result<T, EntryFault<E>>)>,
     /// The position in the chunk where the next batch begins.
     pub(super) end: usize,
     pub(super) run: Duration,
 }
 
-/// An entry because of which nothing of the batch is kept.
-pub(super) struct Culprit<E> {
-    pub(super) position: usize,
+/// An entry that failed, with the reason as it may be shown.
+pub(super) struct EntryFault<E> {
     pub(super) error: WriteError<E>,
+    pub(super) reason: Reason,
+}
+
+/// Why nothing of a batch is kept.
+pub(super) enum BatchFault<E> {
+    /// The entry at this position.
+    Entry(usize, EntryFault<E>),
+    /// The record could not be written.
+    Record(rusqlite::Error),
 }
 
 /// Applies the next entries of a chunk, each isolated from the others.
@@ -84,8 +131,9 @@ pub(super) fn run<I, T, E>(
     tx: &mut WriteTransaction<'_>,
     chunk: &Chunk<I>,
     extent: Extent,
+    bookmark: Bookmark,
     apply: &impl Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E>,
-) -> Result<BatchDone<T, E>, Culprit<E>>
+) -> Result<BatchDone<T, E>, BatchFault<E>>
 where
     E: std::error::Error + 'static,
 {
@@ -99,16 +147,44 @@ where
         }
         let outcome = match tx.run(Guard::Savepoint, |tx| apply(tx, &entry.item)) {
             Ok(value) => Ok(value),
-            Err(Fault { error, loss })
-                if loss.is_some() || is_environmental(&error) || matches!(extent, Extent::AllOrNothing) =>
-            {
-                return Err(Culprit { position, error });
+            Err(Fault { error, loss }) => {
+                let reason = tx.take_reason().map(|reason| *reason).unwrap_or_default();
+                let costs_all =
+                    loss.is_some() || is_environmental(&error) || matches!(extent, Extent::AllOrNothing);
+                let fault = EntryFault { error, reason };
+                if costs_all {
+                    return Err(BatchFault::Entry(position, fault));
+                }
+                Err(fault)
             }
-            Err(Fault { error, .. }) => Err(error),
         };
         outcomes.push((entry.index, outcome));
     }
+    let by = advance(chunk, &outcomes, end, bookmark);
+    record::advance(tx, bookmark.number, &by).map_err(BatchFault::Record)?;
     Ok(BatchDone { outcomes, end, run: started.elapsed() })
+}
+
+/// What the record has to say of a batch.
+fn advance<I, T, E>(
+    chunk: &Chunk<I>,
+    outcomes: &[(u64, Result<T, EntryFault<E>>)],
+    end: usize,
+    bookmark: Bookmark,
+) -> Advance {
+    let failed = outcomes
+        .iter()
+        .filter_map(|(index, outcome)| outcome.as_ref().err().map(|fault| (*index, fault.reason.clone())));
+    let mut failures: Vec<_> = failed.chain(chunk.known_failures(end)).collect();
+    failures.sort_unstable_by_key(|(entry, _)| *entry);
+    Advance {
+        next_entry: chunk.entry_at(end),
+        accepted: outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count() as u64,
+        batches: 1,
+        failures,
+        batches_lost: bookmark.batches_lost,
+        hold_max: bookmark.hold_max,
+    }
 }
 
 /// Whether the environment failed and not the entry, so that the same entry may succeed later.

@@ -2,19 +2,25 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::watch;
 
-use super::batch::{self, BatchDone, Chunk, Culprit, Entry, Extent, is_environmental};
+use super::batch::{self, BatchDone, BatchFault, Chunk, Entry, EntryFault, is_environmental};
+use super::control::{ImportControl, Wish};
+use super::journal::Journal;
+use super::record::{Begun, ImportState};
 use super::report::{EntryError, FailedEntry, ImportError, ImportFailure, ImportReport, LostBatch, Progress};
-use super::{ALL_OR_NOTHING_ENTRIES_MAX, Batch, OnError};
+use super::running::Ended;
+use super::settings::Settings;
+use super::skip::Skip;
+use super::{ALL_OR_NOTHING_ENTRIES_MAX, OnError};
 use crate::command::Rerunnable;
-use crate::error::{NotStarted, WriteError};
-use crate::label::Label;
+use crate::error::{NotStarted, Outcome, WriteError};
+use crate::failed::{FailedCommand, Reason};
 use crate::lane::Lane;
-use crate::message::Committed;
+use crate::message::{Committed, Timing};
 use crate::service::Service;
 use crate::sync::sleep;
 use crate::transaction::WriteTransaction;
@@ -23,67 +29,30 @@ use crate::write::{Async, Write};
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-pub(super) struct Settings {
-    pub(super) label: Label,
-    pub(super) batch: Batch,
-    pub(super) on_error: OnError,
-    pub(super) buffer: usize,
-    pub(super) lost_batches_max: u32,
-    pub(super) failures_kept: usize,
-}
-
-impl Settings {
-    pub(super) fn new(label: Label) -> Self {
-        Self {
-            label,
-            batch: Batch::default(),
-            on_error: OnError::default(),
-            buffer: 256,
-            lost_batches_max: 5,
-            failures_kept: 1_000,
-        }
-    }
-
-    /// How many prepared entries may wait.
-    fn buffer(&self) -> usize {
-        match (self.on_error, self.batch) {
-            // One more than allowed, to see that there are too many.
-            (OnError::AllOrNothing, _) => ALL_OR_NOTHING_ENTRIES_MAX + 1,
-            (_, Batch::Fixed(entries)) => self.buffer.max(entries),
-            (_, Batch::Adaptive) => self.buffer,
-        }
-    }
-
-    /// How many entries make a batch that need not wait for more.
-    fn chunk_min(&self) -> usize {
-        match (self.on_error, self.batch) {
-            (OnError::AllOrNothing, _) => usize::MAX,
-            (_, Batch::Fixed(entries)) => entries.max(1),
-            (_, Batch::Adaptive) => 1,
-        }
-    }
-
-    fn chunk_max(&self) -> usize {
-        match (self.on_error, self.batch) {
-            (OnError::Skip | OnError::StopAfter(_), Batch::Fixed(entries)) => entries.max(1),
-            _ => usize::MAX,
-        }
-    }
+/// What others hold of an import too.
+pub(super) struct Strings {
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) control: ImportControl,
+    pub(super) skip: Skip,
 }
 
 pub(super) struct Driver<F, O, E> {
     service: Arc<Service>,
     settings: Settings,
-    progress: watch::Sender<Progress>,
+    strings: Strings,
+    wishes: watch::Receiver<Wish>,
+    journal: Journal,
     apply: Arc<F>,
     observe: O,
     report: ImportReport<E>,
+    /// How many entries of the stream have come.
+    arrived: u64,
     lost_in_a_row: u32,
     /// What the last batches' COMMITs took, on average: not available to entries.
     commit: Duration,
 }
 
-type Reply<T, E> = Result<Committed<BatchDone<T, E>>, WriteError<Culprit<E>>>;
+type Reply<T, E> = Result<Committed<BatchDone<T, E>>, WriteError<BatchFault<E>>>;
 type InFlight<T, E> = Pin<Box<dyn Future<Output = Reply<T, E>> + Send>>;
 
 impl<F, O, E> Driver<F, O, E>
@@ -93,18 +62,22 @@ where
     pub(super) fn new(
         service: Arc<Service>,
         settings: Settings,
-        progress: watch::Sender<Progress>,
+        strings: Strings,
         apply: F,
         observe: O,
     ) -> Self {
-        let report = ImportReport::new(settings.label.clone());
+        let label = settings.label.clone();
+        let id = settings.id.clone().unwrap_or_else(|| service.imports.new_id(&label));
         Self {
+            wishes: strings.control.wishes(),
+            journal: Journal::new(service.clone(), id.clone(), settings.id.is_some(), label.clone()),
+            report: ImportReport::new(id, label),
             service,
             settings,
-            progress,
+            strings,
             apply: Arc::new(apply),
             observe,
-            report,
+            arrived: 0,
             lost_in_a_row: 0,
             commit: Duration::ZERO,
         }
@@ -121,13 +94,70 @@ where
         O: FnMut(u64, Result<T, &EntryError<E>>),
     {
         let started = Instant::now();
-        let ended = self.drive(entries).await;
+        let ended = self.drive_registered(entries).await;
         self.report.total = started.elapsed();
-        let ImportReport { label, accepted, failed, batches, .. } = &self.report;
-        tracing::info!(%label, accepted, failed, batches, complete = ended.is_ok(), "import ended");
+        let ImportReport { id, label, accepted, failed, batches, .. } = &self.report;
+        tracing::info!(%id, %label, accepted, failed, batches, complete = ended.is_ok(), "import ended");
         match ended {
             Ok(()) => Ok(self.report),
             Err(failure) => Err(ImportError { report: Box::new(self.report), failure }),
+        }
+    }
+
+    /// Runs the import where everyone can see it, and writes down how it began and ended.
+    async fn drive_registered<I, T>(
+        &mut self,
+        entries: impl Stream<Item = Result<I, E>> + Send,
+    ) -> Result<(), ImportFailure>
+    where
+        I: Send + Sync + 'static,
+        T: Send + 'static,
+        F: Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E> + Send + Sync + 'static,
+        O: FnMut(u64, Result<T, &EntryError<E>>),
+    {
+        let started = Instant::now();
+        let imports = self.service.imports.clone();
+        let (id, label) = (self.report.id.clone(), self.report.label.clone());
+        let (control, progress) = (self.strings.control.clone(), self.strings.progress.clone());
+        let Some(_registered) = imports.begin(id, label, control, progress) else {
+            return Err(ImportFailure::AlreadyRunning);
+        };
+        let begun = self.begin().await?;
+        self.report.skipped = begun.next_entry;
+        self.arrived = begun.next_entry;
+        self.tell_progress();
+        if begun.is_complete {
+            return Ok(());
+        }
+        self.strings.skip.set(begun.next_entry);
+        let ended = self.drive(entries).await;
+        self.end(&ended).await;
+        imports.note_ended(Ended { at: SystemTime::now(), took: started.elapsed() });
+        ended
+    }
+
+    async fn begin(&mut self) -> Result<Begun, ImportFailure> {
+        loop {
+            self.check_cancelled()?;
+            match self.journal.begin().await {
+                Ok(begun) => return Ok(begun),
+                Err(error) => self.bear(recording_failed(error)).await?,
+            }
+        }
+    }
+
+    /// What is imported stays imported, whether this works or not.
+    async fn end(&mut self, ended: &Result<(), ImportFailure>) {
+        let state = match ended {
+            Ok(()) => ImportState::Complete,
+            Err(ImportFailure::Cancelled) => ImportState::Cancelled,
+            Err(_) => ImportState::Stopped,
+        };
+        while let Err(error) = self.journal.end(state, self.arrived).await {
+            if let Err(error) = self.bear(recording_failed(error)).await {
+                tracing::warn!(id = %self.report.id, %error, "the end of an import could not be written down");
+                return;
+            }
         }
     }
 
@@ -142,24 +172,27 @@ where
         O: FnMut(u64, Result<T, &EntryError<E>>),
     {
         let total = entries.size_hint().1.map(|entries| entries as u64);
-        self.progress.send_modify(|progress| progress.total = total);
-        let mut entries = pin!(entries.zip(futures_util::stream::iter(0_u64..)).fuse());
+        self.strings.progress.send_modify(|progress| progress.total = total);
+        let mut entries = pin!(entries.fuse());
         let mut ready = Vec::new();
         let mut chunk: Option<Chunk<I>> = None;
         let mut in_flight: Option<InFlight<T, E>> = None;
         loop {
+            let wish = *self.wishes.borrow_and_update();
             if in_flight.is_none() {
                 // Not before: what is in flight may be committed, and belongs into the report.
+                self.check_cancelled()?;
                 self.check_failures()?;
                 if chunk.is_none() {
                     chunk = self.next_chunk(&mut ready, entries.is_done())?;
                 }
-                in_flight = chunk.as_ref().map(|chunk| self.send(chunk.clone()));
+                in_flight =
+                    chunk.as_ref().filter(|_| wish == Wish::Run).map(|chunk| self.send(chunk.clone()));
             }
-            if in_flight.is_none() && entries.is_done() {
+            if in_flight.is_none() && chunk.is_none() && entries.is_done() {
                 return Ok(());
             }
-            let goes_on = self.check_failures().is_ok() && !entries.is_done();
+            let goes_on = wish == Wish::Run && self.check_failures().is_ok() && !entries.is_done();
             let has_room = goes_on && ready.len() < self.settings.buffer();
             tokio::select! {
                 biased;
@@ -171,17 +204,25 @@ where
                     }
                 }
                 entry = entries.next(), if has_room => match entry {
-                    Some((Ok(item), index)) => ready.push(Entry { index, item }),
-                    Some((Err(error), index)) => self.fail(index, EntryError::Prepare(error)),
+                    Some(Ok(item)) => {
+                        ready.push(Entry { index: self.arrived, item });
+                        self.arrived += 1;
+                    }
+                    Some(Err(error)) => {
+                        self.fail_unprepared(self.arrived, error);
+                        self.arrived += 1;
+                    }
                     None => {}
                 },
+                // The sender is in `strings`.
+                _ = self.wishes.changed() => {}
             }
         }
     }
 
     /// The entries of the next batch, if enough have gathered or no more will come.
     fn next_chunk<I>(
-        &self,
+        &mut self,
         ready: &mut Vec<Entry<I>>,
         ended: bool,
     ) -> Result<Option<Chunk<I>>, ImportFailure> {
@@ -193,17 +234,9 @@ where
             return Ok(None);
         }
         let rest = ready.split_off(ready.len().min(self.settings.chunk_max()));
-        Ok(Some(Chunk::new(std::mem::replace(ready, rest))))
-    }
-
-    fn extent(&self) -> Extent {
-        let target = self.service.config.bulk_hold_target;
-        match (self.settings.on_error, self.settings.batch) {
-            (OnError::AllOrNothing, _) => Extent::AllOrNothing,
-            (_, Batch::Fixed(_)) => Extent::Chunk,
-            // Where COMMIT alone takes longer than the target, a batch still has to be worth it.
-            (_, Batch::Adaptive) => Extent::Budget(target.saturating_sub(self.commit).max(target / 4)),
-        }
+        let end_entry = rest.first().map_or(self.arrived, |entry| entry.index);
+        let unprepared = self.journal.take_unprepared(end_entry);
+        Ok(Some(Chunk::new(std::mem::replace(ready, rest), end_entry, unprepared)))
     }
 
     fn send<I, T>(&self, chunk: Chunk<I>) -> InFlight<T, E>
@@ -213,8 +246,9 @@ where
         F: Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E> + Send + Sync + 'static,
     {
         let (service, label) = (self.service.clone(), self.settings.label.clone());
-        let (extent, apply) = (self.extent(), self.apply.clone());
-        let work = move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, &*apply);
+        let extent = self.settings.extent(service.config.bulk_hold_target, self.commit);
+        let (bookmark, apply) = (self.journal.bookmark(), self.apply.clone());
+        let work = move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, bookmark, &*apply);
         Box::pin(async move {
             let batch: Write<'_, _, Async> = Write::new(&service, label, Lane::Bulk, Rerunnable::new(work));
             batch.committed().await
@@ -232,31 +266,17 @@ where
                 self.accept(committed);
                 Ok(())
             }
-            Err(WriteError::Command(Culprit { position, error })) => {
+            Err(WriteError::Command(BatchFault::Entry(position, EntryFault { error, reason }))) => {
                 if is_environmental(&error) {
                     let extended_code = error.sqlite_extended_code();
-                    return self.retry(WriteError::Command(LostBatch { extended_code })).await;
+                    return self.bear(WriteError::Command(LostBatch { extended_code }).into()).await;
                 }
-                self.fail(chunk.leave_out(position), EntryError::Write(error));
+                let index = chunk.leave_out(position, reason.clone());
+                self.fail_applied(index, error, reason, Timing::default());
                 Ok(())
             }
-            Err(error) => {
-                let error = error.map_command(|_| LostBatch { extended_code: None });
-                match &error {
-                    WriteError::NotStarted(
-                        NotStarted::QueueFull { .. }
-                        | NotStarted::DeadlineExceeded { .. }
-                        | NotStarted::WaitedTooLong { .. }
-                        | NotStarted::Busy(_)
-                        | NotStarted::DiskFull(_)
-                        | NotStarted::WalFull { .. }
-                        | NotStarted::Unavailable(_),
-                    )
-                    | WriteError::RolledBack(_) => self.retry(error).await,
-                    // Closed, stopped, too large: no better next time. Unknown: a retry could import twice.
-                    _ => Err(ImportFailure::Writer(error)),
-                }
-            }
+            Err(WriteError::Command(BatchFault::Record(error))) => Err(ImportFailure::Record(error)),
+            Err(error) => self.bear(error.map_command(|_| LostBatch { extended_code: None }).into()).await,
         }
     }
 
@@ -267,6 +287,7 @@ where
         let Committed { value: done, timing, .. } = committed;
         self.lost_in_a_row = 0;
         self.commit = (self.commit * 7 + timing.hold.saturating_sub(done.run)) / 8;
+        self.journal.batch_committed(timing.hold);
         self.report.batches += 1;
         self.report.hold_max = self.report.hold_max.max(timing.hold);
         self.report.wait_max = self.report.wait_max.max(timing.wait);
@@ -282,10 +303,34 @@ where
                     self.report.accepted += 1;
                     (self.observe)(index, Ok(value));
                 }
-                Err(error) => self.fail(index, EntryError::Write(error)),
+                Err(EntryFault { error, reason }) => self.fail_applied(index, error, reason, timing),
             }
         }
         self.tell_progress();
+    }
+
+    fn fail_unprepared<T>(&mut self, index: u64, error: E)
+    where
+        O: FnMut(u64, Result<T, &EntryError<E>>),
+    {
+        self.journal.unprepared(index);
+        self.note_failed(index, Outcome::NotStarted, Reason::unprepared(), 0, Timing::default());
+        self.fail(index, EntryError::Prepare(error));
+    }
+
+    fn fail_applied<T>(&mut self, index: u64, error: WriteError<E>, reason: Reason, timing: Timing)
+    where
+        O: FnMut(u64, Result<T, &EntryError<E>>),
+    {
+        self.note_failed(index, error.outcome(), reason, 1, timing);
+        self.fail(index, EntryError::Write(error));
+    }
+
+    /// Shows a failure to those who look at the service.
+    fn note_failed(&self, index: u64, outcome: Outcome, reason: Reason, attempts: u32, timing: Timing) {
+        let failed = FailedCommand::new(self.report.label.clone(), Lane::Bulk, outcome, reason);
+        let failed = failed.of_entry(index).tried(attempts, timing.wait, timing.hold);
+        self.service.board.note_failed(failed);
     }
 
     fn fail<T>(&mut self, index: u64, error: EntryError<E>)
@@ -300,6 +345,10 @@ where
         self.tell_progress();
     }
 
+    fn check_cancelled(&self) -> Result<(), ImportFailure> {
+        if self.strings.control.is_cancelled() { Err(ImportFailure::Cancelled) } else { Ok(()) }
+    }
+
     /// Whether the import may go on after the failures so far.
     fn check_failures(&self) -> Result<(), ImportFailure> {
         match self.settings.on_error {
@@ -309,28 +358,69 @@ where
         }
     }
 
-    /// Pauses before the same batch is sent again, unless too many were lost in a row.
-    async fn retry(&mut self, last: WriteError<LostBatch>) -> Result<(), ImportFailure> {
+    /// Pauses after a loss that may pass, unless too many came in a row; then the same is sent again.
+    async fn bear(&mut self, failure: ImportFailure) -> Result<(), ImportFailure> {
+        let ImportFailure::Writer(last) = failure else { return Err(failure) };
+        if !may_pass(&last) {
+            return Err(ImportFailure::Writer(last));
+        }
+        self.journal.batch_lost();
         self.report.batches_lost += 1;
         if matches!(last, WriteError::NotStarted(NotStarted::Busy(_))) {
             self.report.batches_busy += 1;
         }
         self.lost_in_a_row += 1;
+        self.tell_progress();
         if self.lost_in_a_row >= self.settings.lost_batches_max {
             return Err(ImportFailure::BatchesLost { batches: self.lost_in_a_row, last });
         }
         let pause = PAUSE_MAX.min(PAUSE_MIN * (1 << (self.lost_in_a_row - 1).min(8)));
         tracing::warn!(label = %self.report.label, error = %last, pause_ms = pause.as_millis(), "import batch lost");
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = self.wishes.wait_for(|wish| *wish == Wish::Cancel) => {}
+        }
         Ok(())
     }
 
     fn tell_progress(&self) {
-        self.progress.send_modify(|progress| {
-            progress.accepted = self.report.accepted;
-            progress.failed = self.report.failed;
-            progress.batches = self.report.batches;
+        let report = &self.report;
+        self.strings.progress.send_modify(|progress| {
+            progress.accepted = report.accepted;
+            progress.failed = report.failed;
+            progress.skipped = report.skipped;
+            progress.batches = report.batches;
+            progress.batches_lost = report.batches_lost;
+            progress.lost_in_a_row = self.lost_in_a_row;
+            progress.hold_max = report.hold_max;
+            progress.wait_max = report.wait_max;
         });
+    }
+}
+
+/// Whether the same may succeed later, and can't have happened already.
+fn may_pass(error: &WriteError<LostBatch>) -> bool {
+    matches!(
+        error,
+        WriteError::Command(_)
+            | WriteError::NotStarted(
+                NotStarted::QueueFull { .. }
+                    | NotStarted::DeadlineExceeded { .. }
+                    | NotStarted::WaitedTooLong { .. }
+                    | NotStarted::Busy(_)
+                    | NotStarted::DiskFull(_)
+                    | NotStarted::WalFull { .. }
+                    | NotStarted::Unavailable(_)
+            )
+            | WriteError::RolledBack(_)
+    )
+}
+
+/// What a failure to write the record means.
+fn recording_failed(error: WriteError) -> ImportFailure {
+    match error {
+        WriteError::Command(error) => ImportFailure::Record(error),
+        error => error.map_command(|_| LostBatch { extended_code: None }).into(),
     }
 }
 

@@ -1,11 +1,18 @@
 //! Imports: everything slow happens before the writer, then batches stream through the bulk lane.
 //!
-//! `mod` is what can be called, `driver` what happens in which order, `batch` what runs on the writer, and
-//! `report` what is told.
+//! `mod` is what can be called, `settings` what can be chosen, `driver` what happens in which order, `batch` what
+//! runs on the writer, `record` what is written down with it, `journal` the way there, `skip` leaves out what is
+//! there already, `running` and `control` are for those who look on, and `report` is what is told.
 
 mod batch;
+mod control;
 mod driver;
+mod journal;
+pub(crate) mod record;
 mod report;
+mod running;
+mod settings;
+mod skip;
 
 use std::fmt;
 use std::pin::Pin;
@@ -20,8 +27,14 @@ use crate::service::Service;
 use crate::sync::block_on;
 use crate::transaction::WriteTransaction;
 
-use driver::{Driver, Settings};
+pub use control::ImportControl;
+use driver::{Driver, Strings};
+pub use record::{ImportId, ImportRecord, ImportState, RecordedFailure};
 pub use report::{EntryError, FailedEntry, ImportError, ImportFailure, ImportReport, LostBatch, Progress};
+pub(crate) use running::Imports;
+pub use running::{ImportFigures, ImportStatus};
+use settings::Settings;
+use skip::Skip;
 
 /// How entries are put together into batches, each in a transaction of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,11 +85,12 @@ pub struct Import<S> {
     service: Arc<Service>,
     items: S,
     settings: Settings,
+    skip: Skip,
 }
 
 impl<S: Stream> Import<S> {
     pub(crate) fn new(service: Arc<Service>, label: Label, items: S) -> Self {
-        Self { service, items, settings: Settings::new(label) }
+        Self { service, items, settings: Settings::new(label), skip: Skip::default() }
     }
 
     /// Prepares each item before it goes to the writer, up to `concurrency` at a time, in order.
@@ -92,12 +106,42 @@ impl<S: Stream> Import<S> {
         F: FnMut(S::Item) -> P,
         P: Future<Output = Result<I, E>>,
     {
-        let items = Prepared(self.items.map(prepare).buffered(concurrency.max(1)));
-        Import { service: self.service, items, settings: self.settings }
+        let items = self.skip.clone().apply(self.items).map(prepare).buffered(concurrency.max(1));
+        Import { service: self.service, items: Prepared(items), settings: self.settings, skip: self.skip }
     }
 }
 
 impl<S> Import<S> {
+    /// Says which import it is, so that it happens once, however often it is begun.
+    ///
+    /// Each batch writes down how far the import is, in its own transaction. Run again under the same id, after
+    /// its process was killed, say, the import goes on there: give it the stream from the start, in the same
+    /// order, and it leaves out what is settled, unprepared; nothing is imported twice and nothing is lost.
+    /// Entries that have failed are settled too. An import that is complete does nothing any more;
+    /// [`Database::forget_import`](crate::Database::forget_import) lets it begin anew.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = solewriter::Database::open(dir.path().join("app.db")).await?;
+    /// db.execute("CREATE TABLE words (word TEXT)", ()).await?;
+    /// for skipped in [0, 2] {
+    ///     let report = db
+    ///         .import("words", futures_util::stream::iter(["tea", "cake"]))
+    ///         .id("words-of-monday")
+    ///         .run(|tx, word| tx.execute("INSERT INTO words VALUES (?1)", [word]))
+    ///         .await?;
+    ///     assert_eq!(report.skipped, skipped);
+    /// }
+    /// let count: u64 = db.read("count", |tx| tx.query_row("SELECT count(*) FROM words", (), |row| row.get(0))).await?;
+    /// assert_eq!(count, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn id(mut self, id: impl Into<ImportId>) -> Self {
+        self.settings.id = Some(id.into());
+        self
+    }
+
     /// Chooses the size of the batches.
     pub fn batch(mut self, batch: Batch) -> Self {
         self.settings.batch = batch;
@@ -171,10 +215,12 @@ impl<S> Import<S> {
         T: Send + 'static,
         E: std::error::Error + Send + Sync + 'static,
     {
-        let progress = watch::Sender::new(Progress::default());
+        let (progress, control) = (watch::Sender::new(Progress::default()), ImportControl::new());
         let receiver = progress.subscribe();
-        let driver = Driver::new(self.service, self.settings, progress, apply, observe);
-        ImportRun { driver: Box::pin(driver.run(self.items.entries())), progress: receiver }
+        let strings = Strings { progress, control: control.clone(), skip: self.skip.clone() };
+        let driver = Driver::new(self.service, self.settings, strings, apply, observe);
+        let driver = Box::pin(driver.run(self.items.entries(self.skip)));
+        ImportRun { driver, progress: receiver, control }
     }
 }
 
@@ -190,7 +236,7 @@ pub trait Entries<E> {
     type Entry: Send + Sync + 'static;
 
     #[doc(hidden)]
-    fn entries(self) -> impl Stream<Item = Result<Self::Entry, E>> + Send;
+    fn entries(self, skip: Skip) -> impl Stream<Item = Result<Self::Entry, E>> + Send;
 }
 
 impl<S, E> Entries<E> for S
@@ -199,8 +245,8 @@ where
 {
     type Entry = S::Item;
 
-    fn entries(self) -> impl Stream<Item = Result<Self::Entry, E>> + Send {
-        self.map(Ok)
+    fn entries(self, skip: Skip) -> impl Stream<Item = Result<Self::Entry, E>> + Send {
+        skip.apply(self).map(Ok)
     }
 }
 
@@ -215,7 +261,8 @@ where
 {
     type Entry = I;
 
-    fn entries(self) -> impl Stream<Item = Result<I, E>> + Send {
+    /// What is left out was left out before the preparation.
+    fn entries(self, _: Skip) -> impl Stream<Item = Result<I, E>> + Send {
         self.0
     }
 }
@@ -227,9 +274,16 @@ type ImportResult<E> = Result<ImportReport<E>, ImportError<E>>;
 pub struct ImportRun<'i, E> {
     driver: Pin<Box<dyn Future<Output = ImportResult<E>> + Send + 'i>>,
     progress: watch::Receiver<Progress>,
+    control: ImportControl,
 }
 
 impl<E> ImportRun<'_, E> {
+    /// Pauses, resumes and cancels the import from elsewhere.
+    #[must_use]
+    pub fn control(&self) -> ImportControl {
+        self.control.clone()
+    }
+
     /// How far the import is: the newest state at each poll, until the import ends.
     pub fn progress(&self) -> impl Stream<Item = Progress> + Send + use<E> {
         stream::unfold(self.progress.clone(), |mut progress| async move {

@@ -4,33 +4,53 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
+
+use super::record::ImportId;
 use crate::error::WriteError;
 use crate::label::Label;
+use crate::units::micros;
 
 /// How far an import is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Progress {
     /// Entries that are committed.
     pub accepted: u64,
     /// Entries that have failed.
     pub failed: u64,
+    /// Entries that earlier runs of the same import had settled.
+    pub skipped: u64,
+    /// How many entries there will be, those that are skipped included, where the stream can tell.
+    pub total: Option<u64>,
     /// Batches that are committed.
     pub batches: u64,
-    /// How many entries there will be, where the stream can tell.
-    pub total: Option<u64>,
+    /// Batches that were lost and tried again.
+    pub batches_lost: u64,
+    /// How many of these in a row, up to now.
+    pub lost_in_a_row: u32,
+    /// The longest a batch's group held the write lock.
+    #[serde(rename = "hold_max_us", serialize_with = "micros")]
+    pub hold_max: Duration,
+    /// The longest a batch waited for the writer.
+    #[serde(rename = "wait_max_us", serialize_with = "micros")]
+    pub wait_max: Duration,
 }
 
 /// How an import went, counted from what was committed, not from what was tried.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ImportReport<E> {
+    /// Which import it is; made up if it was given no id.
+    pub id: ImportId,
     /// The label of the import.
     pub label: Label,
     /// Entries that are committed.
     pub accepted: u64,
     /// Entries that failed and left nothing behind.
     pub failed: u64,
+    /// Entries that earlier runs of the same import had settled; they count nowhere else.
+    pub skipped: u64,
     /// The first entries that failed, up to `failures_kept`, in the order of their failure.
     pub failures: Vec<FailedEntry<E>>,
     /// Batches that were committed.
@@ -48,11 +68,13 @@ pub struct ImportReport<E> {
 }
 
 impl<E> ImportReport<E> {
-    pub(super) fn new(label: Label) -> Self {
+    pub(super) fn new(id: ImportId, label: Label) -> Self {
         Self {
+            id,
             label,
             accepted: 0,
             failed: 0,
+            skipped: 0,
             failures: Vec::new(),
             batches: 0,
             batches_lost: 0,
@@ -131,7 +153,21 @@ pub enum ImportFailure {
         last: WriteError<LostBatch>,
     },
     /// The writer does not take batches any more, or the outcome of the last one is unknown.
+    ///
+    /// Run again under the same [id](super::Import::id), the import goes on after what is committed.
     Writer(WriteError<LostBatch>),
+    /// Its [control](super::ImportControl) cancelled it; those imported stay.
+    Cancelled,
+    /// An import of the same id runs already; this one has done nothing.
+    AlreadyRunning,
+    /// The import could not write down how far it is. The batch it tried that with is not imported.
+    Record(rusqlite::Error),
+}
+
+impl From<WriteError<LostBatch>> for ImportFailure {
+    fn from(error: WriteError<LostBatch>) -> Self {
+        Self::Writer(error)
+    }
 }
 
 impl<E> fmt::Display for ImportError<E> {
@@ -151,6 +187,9 @@ impl fmt::Display for ImportFailure {
                 write!(f, "{batches} batches in a row were lost; import the rest later")
             }
             Self::Writer(_) => f.write_str("the writer takes no more batches"),
+            Self::Cancelled => f.write_str("it was cancelled; those imported stay"),
+            Self::AlreadyRunning => f.write_str("an import of the same id runs already"),
+            Self::Record(_) => f.write_str("how far it is could not be written down"),
         }
     }
 }
@@ -160,6 +199,7 @@ impl<E: fmt::Debug> StdError for ImportError<E> {
         match &self.failure {
             ImportFailure::BatchesLost { last, .. } => Some(last),
             ImportFailure::Writer(error) => Some(error),
+            ImportFailure::Record(error) => Some(error),
             _ => None,
         }
     }

@@ -46,6 +46,11 @@ impl<T> Lanes<T> {
         self.queues[lane].front()
     }
 
+    /// The heads of all lanes: those that have waited the longest.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = &T> {
+        Lane::ALL.into_iter().filter_map(|lane| self.head(lane))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         Lane::ALL.into_iter().all(|lane| self.queues[lane].is_empty())
     }

@@ -5,10 +5,12 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::labels::Labels;
-use super::store::Store;
+use super::store::{Ran, Store};
 use super::{SessionEnd, Writer, closed};
+use crate::board::{Board, Tried};
 use crate::config::{Config, Durability};
 use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
+use crate::failed::{FailedCommand, Reason};
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Kind, Step, Timing};
@@ -42,6 +44,10 @@ pub(super) struct Member {
     /// From submission to its first start.
     wait: Duration,
     run: Duration,
+    /// How often it has run.
+    attempts: u32,
+    /// Why it failed when it last ran.
+    reason: Option<Box<Reason>>,
 }
 
 /// Commands that have run, and run again together or alone.
@@ -59,13 +65,19 @@ impl Round {
 impl Member {
     fn new(envelope: Envelope, now: Instant) -> Self {
         let wait = now.saturating_duration_since(envelope.submitted);
-        Self { envelope, step: Step::Undone, wait, run: Duration::ZERO }
+        Self { envelope, step: Step::Undone, wait, run: Duration::ZERO, attempts: 0, reason: None }
     }
 
     /// It has run, its group was lost, and its time is up before it could run again.
-    pub(super) fn answer_at_deadline(self) {
+    pub(super) fn give_up_at_deadline(self, board: &Board) {
         let ran = RolledBack::DeadlineExceeded { ran: self.run };
-        self.envelope.answer(Fate::RolledBack(ran));
+        self.give_up(board, Fate::RolledBack(ran), Duration::ZERO);
+    }
+
+    /// It is not committed; `hold` is how long its group held the write lock.
+    pub(super) fn give_up(self, board: &Board, fate: Fate, hold: Duration) {
+        let reason = self.reason.filter(|_| matches!(fate, Fate::Culprit));
+        board.give_up(self.envelope, fate, Tried { reason, attempts: self.attempts, wait: self.wait, hold });
     }
 
     pub(super) fn can_run_again(&self) -> bool {
@@ -164,7 +176,7 @@ impl Writer {
         if let Err(error) = store.begin(durability) {
             return self.begin_failed(error);
         }
-        self.blocked = None;
+        self.unblock();
         if store.saw_foreign_commit() {
             lock(&self.board.stats).foreign_commits += 1;
             self.see_foreign_writer();
@@ -203,8 +215,7 @@ impl Writer {
                 if !member.envelope.is_expired(group.now) {
                     return Some(member);
                 }
-                lock(&self.board.stats).commands.count(Outcome::RolledBack);
-                member.answer_at_deadline();
+                member.give_up_at_deadline(&self.board);
             },
         }
     }
@@ -237,8 +248,8 @@ impl Writer {
         }
         if envelope.is_expired(now) {
             let waited = envelope.submitted.elapsed();
-            lock(&self.board.stats).commands.count(Outcome::NotStarted);
-            envelope.answer(Fate::NotStarted(NotStarted::DeadlineExceeded { waited }));
+            let late = NotStarted::DeadlineExceeded { waited };
+            self.board.give_up(envelope, Fate::NotStarted(late), Tried::waited(waited));
             return None;
         }
         Some(envelope)
@@ -253,7 +264,8 @@ impl Writer {
         group.is_solo |= group.members.is_empty()
             && is_solo(&member.envelope, self.labels.expect(&label), group.now, &self.config);
         self.board.hold(Phase::Command { label: label.clone(), lane }, group.now);
-        member.step = store.run(&mut member.envelope, guard, group.now);
+        Ran { step: member.step, reason: member.reason } = store.run(&mut member.envelope, guard, group.now);
+        member.attempts += 1;
         let now = Instant::now();
         member.run = now - group.now;
         group.now = now;
@@ -282,10 +294,20 @@ impl Writer {
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();
-        for member in group.members {
+        for mut member in group.members {
+            if let Some(reason) = member.reason.take() {
+                self.note_failed(&member, *reason, hold);
+            }
             member.envelope.answer(Fate::Committed(token, Timing { wait: member.wait, hold }));
         }
         ControlFlow::Continue(())
+    }
+
+    /// Keeps the reason of a command that failed by itself; it is answered, and counted, with its group.
+    fn note_failed(&self, member: &Member, reason: Reason, hold: Duration) {
+        let Envelope { label, lane, .. } = &member.envelope;
+        let failed = FailedCommand::new(label.clone(), *lane, Outcome::RolledBack, reason);
+        self.board.note_failed(failed.tried(member.attempts, member.wait, hold));
     }
 
     /// Charges the lanes for the last command and for the COMMIT.
@@ -343,14 +365,14 @@ impl Writer {
         let label = member.envelope.label.clone();
         self.board.hold(Phase::Command { label, lane }, now);
         self.housekeeping.watch();
-        member.step = store.run(&mut member.envelope, Guard::Bare, now);
+        Ran { step: member.step, reason: member.reason } = store.run(&mut member.envelope, Guard::Bare, now);
+        member.attempts = 1;
         let files = store.check_files();
         self.board.let_go();
         let hold = now.elapsed();
         if let Err(cause) = files {
             self.board.stop(cause.clone());
-            lock(&self.board.stats).commands.count(Outcome::Unknown);
-            member.envelope.answer(Fate::Unknown(Unknown::FilesReplaced(cause)));
+            member.give_up(&self.board, Fate::Unknown(Unknown::FilesReplaced(cause)), hold);
             return ControlFlow::Break(SessionEnd::Stopped);
         }
         let step = member.step;
@@ -367,6 +389,9 @@ impl Writer {
         self.queue.look(|lanes| {
             lanes.spend(lane, hold, false, |next| labels.expect(&next.label).unwrap_or_default());
         });
+        if let Some(reason) = member.reason.take() {
+            self.note_failed(&member, *reason, hold);
+        }
         member.envelope.answer(Fate::Committed(self.board.last_commit(), Timing { wait: member.wait, hold }));
         if let Step::Lost(Loss::Environment(failure)) = step {
             self.maintenance_failed(failure);

@@ -20,12 +20,13 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ffi};
 
-use crate::board::Board;
+use crate::board::{Board, Tried};
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode, Location, Role};
-use crate::error::{Cause, NotStarted, OpenErrorReason, Outcome, RolledBack};
+use crate::error::{Cause, NotStarted, OpenErrorReason, RolledBack};
 use crate::housekeeper::Housekeeping;
 use crate::identity::FileIdentities;
+use crate::import::Imports;
 use crate::message::{Envelope, Fate};
 use crate::queue::{Found, Queue};
 use crate::reader::Pins;
@@ -100,6 +101,11 @@ impl WriteConnection {
         connection::read_schema(&connection)?;
         let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
         Ok(Self { connection, user_code, watchdog, files })
+    }
+
+    /// Reads what is written down of the imports of earlier openings.
+    pub(crate) fn recall_imports(&self, imports: &Imports) -> rusqlite::Result<()> {
+        imports.recall(&self.connection)
     }
 
     /// Empties the WAL and closes. Returns the pages that are left in it.
@@ -356,6 +362,7 @@ impl Writer {
         } else if now - self.foreign.gap >= self.config.foreign_gap_interval && self.rounds.is_empty() {
             self.pause_until(now + self.config.foreign_gap);
             self.foreign.gap = Instant::now();
+            lock(&self.board.stats).foreign_wait += self.foreign.gap - now;
         }
     }
 
@@ -375,7 +382,7 @@ impl Writer {
         let waiting = self.queue.take(|_| true);
         let count = waiting.len() as u64;
         for envelope in waiting {
-            self.answer(envelope, Fate::NotStarted(reason()), Outcome::NotStarted);
+            self.turn_away(envelope, reason());
         }
         count
     }
@@ -384,8 +391,7 @@ impl Writer {
     fn give_up_rounds(&mut self, cause: &Cause) {
         for member in self.rounds.drain(..).flat_map(Round::into_members) {
             let fate = Fate::RolledBack(RolledBack::GroupLost(cause.clone()));
-            lock(&self.board.stats).commands.count(Outcome::RolledBack);
-            member.envelope.answer(fate);
+            member.give_up(&self.board, fate, Duration::ZERO);
         }
     }
 
@@ -394,11 +400,11 @@ impl Writer {
         self.not_reached
     }
 
-    /// Answers a command that is in no group, and counts it, unless its caller has taken it back.
-    fn answer(&self, envelope: Envelope, fate: Fate, outcome: Outcome) {
+    /// Answers a command that waits, and never ran, unless its caller has taken it back.
+    fn turn_away(&self, envelope: Envelope, reason: NotStarted) {
         if envelope.start() {
-            lock(&self.board.stats).commands.count(outcome);
-            envelope.answer(fate);
+            let waited = envelope.submitted.elapsed();
+            self.board.give_up(envelope, Fate::NotStarted(reason), Tried::waited(waited));
         } else {
             self.board.count_withdrawn();
         }

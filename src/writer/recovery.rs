@@ -8,7 +8,7 @@ use super::breaker::Reason;
 use super::group::{Group, Member, Round};
 use super::store::{CommitError, Store};
 use super::{SessionEnd, Writer, closed};
-use crate::error::{Cause, NotStarted, Outcome, RolledBack, Unknown};
+use crate::error::{Cause, NotStarted, RolledBack, Unknown};
 use crate::failure::Failure;
 use crate::holder::Phase;
 use crate::message::Fate;
@@ -71,16 +71,14 @@ impl Writer {
         let plan = rules::after_loss(loss, group.attempt, culprit.can_run_again(), has_predecessors);
         let fit = store.roll_back();
         self.board.let_go();
+        let hold = group.begun.elapsed();
 
-        let mut again: VecDeque<Member> = self.answer_lost(group.members, &cause).collect();
+        let mut again: VecDeque<Member> = self.answer_lost(group.members, &cause, hold).collect();
         let mut rounds = VecDeque::new();
         match plan.culprit {
             Culprit::InPlace => again.push_back(culprit),
             Culprit::Alone => rounds.push_back(alone(culprit)),
-            Culprit::Answer => {
-                lock(&self.board.stats).commands.failed += 1;
-                culprit.envelope.answer(Fate::Culprit);
-            }
+            Culprit::Answer => culprit.give_up(&self.board, Fate::Culprit, hold),
         }
         self.run_again(plan.others, again, rounds, group.rest);
         if plan.look != Look::Nothing {
@@ -114,20 +112,21 @@ impl Writer {
     }
 
     /// Answers those that can't run again, and gives back the others.
-    fn answer_lost(&self, members: Vec<Member>, cause: &Cause) -> impl Iterator<Item = Member> + use<> {
+    fn answer_lost(
+        &self,
+        members: Vec<Member>,
+        cause: &Cause,
+        hold: Duration,
+    ) -> impl Iterator<Item = Member> + use<> {
         let (again, lost): (Vec<_>, Vec<_>) = members.into_iter().partition(Member::can_run_again);
         lock(&self.board.stats).groups_lost += 1;
-        self.answer_all(lost, Outcome::RolledBack, || Fate::RolledBack(RolledBack::GroupLost(cause.clone())));
+        self.answer_all(lost, hold, || Fate::RolledBack(RolledBack::GroupLost(cause.clone())));
         again.into_iter()
     }
 
-    fn answer_all(&self, members: Vec<Member>, outcome: Outcome, fate: impl Fn() -> Fate) {
-        {
-            let mut stats = lock(&self.board.stats);
-            members.iter().for_each(|_| stats.commands.count(outcome));
-        }
+    fn answer_all(&self, members: Vec<Member>, hold: Duration, fate: impl Fn() -> Fate) {
         for member in members {
-            member.envelope.answer(fate());
+            member.give_up(&self.board, fate(), hold);
         }
     }
 
@@ -166,6 +165,13 @@ impl Writer {
         }
     }
 
+    /// Nobody is in the way any more, or nobody waits.
+    pub(super) fn unblock(&mut self) {
+        if let Some(Blocked { by: Obstacle::ForeignLock(_), since }) = self.blocked.take() {
+            lock(&self.board.stats).foreign_wait += since.elapsed();
+        }
+    }
+
     /// Waits a little for who is in the way, and answers those whose time is up meanwhile.
     pub(super) fn wait_in_line(&mut self) {
         let Some(blocked) = &self.blocked else { return };
@@ -184,7 +190,7 @@ impl Writer {
                 (Some(blocked), false) => blocked.by.refusal(),
                 _ => NotStarted::DeadlineExceeded { waited: now - envelope.submitted },
             };
-            self.answer(envelope, Fate::NotStarted(reason), Outcome::NotStarted);
+            self.turn_away(envelope, reason);
         }
         self.give_up_expired(now);
         // A full WAL keeps nothing from running again.
@@ -195,7 +201,7 @@ impl Writer {
             self.give_up_rounds(&cause);
         }
         if self.rounds.is_empty() && self.queue.look(|lanes| lanes.is_empty()) {
-            self.blocked = None;
+            self.unblock();
             self.board.let_go();
         }
     }
@@ -207,8 +213,7 @@ impl Writer {
                 round.members.drain(..).partition(|member| member.envelope.is_expired(now));
             round.members = left;
             for member in expired {
-                lock(&self.board.stats).commands.count(Outcome::RolledBack);
-                member.answer_at_deadline();
+                member.give_up_at_deadline(&self.board);
             }
         }
         self.rounds.retain(|round| !round.members.is_empty());
@@ -230,7 +235,8 @@ impl Writer {
         let fit = store.roll_back();
         match after {
             AfterCommit::RunAlone => {
-                let again = self.answer_lost(group.members, &cause).collect();
+                let hold = group.begun.elapsed();
+                let again = self.answer_lost(group.members, &cause, hold).collect();
                 self.run_again(Attempt::Alone, again, VecDeque::new(), group.rest);
             }
             AfterCommit::RollBack => self.roll_back_all(group, &cause),
@@ -269,10 +275,9 @@ impl Writer {
     /// Everyone is told that nothing of the group is in the database.
     fn roll_back_all(&mut self, group: Group, cause: &Cause) {
         lock(&self.board.stats).groups_lost += 1;
+        let hold = group.begun.elapsed();
         let members = group.members.into_iter().chain(group.rest).collect();
-        self.answer_all(members, Outcome::RolledBack, || {
-            Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
-        });
+        self.answer_all(members, hold, || Fate::RolledBack(RolledBack::GroupLost(cause.clone())));
     }
 
     /// Nobody can tell whether the group is committed: its frames may be there after a crash.
@@ -289,10 +294,9 @@ impl Writer {
         self.board.stop(cause.clone());
         self.board.let_go();
         lock(&self.board.stats).groups_lost += 1;
-        self.answer_all(group.members, Outcome::Unknown, fate);
-        self.answer_all(group.rest.into(), Outcome::RolledBack, || {
-            Fate::RolledBack(RolledBack::GroupLost(cause.clone()))
-        });
+        let hold = group.begun.elapsed();
+        self.answer_all(group.members, hold, fate);
+        self.answer_all(group.rest.into(), hold, || Fate::RolledBack(RolledBack::GroupLost(cause.clone())));
         ControlFlow::Break(SessionEnd::Stopped)
     }
 

@@ -8,6 +8,7 @@ use super::WriteConnection;
 use crate::config::{Config, Durability};
 use crate::connection::{self, CheckpointMode, Checkpointed};
 use crate::error::Cause;
+use crate::failed::Reason;
 use crate::failure::Failure;
 use crate::message::{Envelope, Kind, Step};
 use crate::rules::Guard;
@@ -22,7 +23,7 @@ pub(super) trait Store {
     fn saw_foreign_commit(&mut self) -> bool;
 
     /// Runs a command.
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Step;
+    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Ran;
 
     /// Returns whether there was anything to write: SQLite neither writes nor syncs for a transaction that has
     /// changed nothing.
@@ -51,6 +52,13 @@ pub(super) trait Store {
 
     /// The pages in the WAL after the newest commit.
     fn wal_pages(&self) -> u64;
+}
+
+/// A command that has run.
+pub(super) struct Ran {
+    pub(super) step: Step,
+    /// Why it failed, if it did.
+    pub(super) reason: Option<Box<Reason>>,
 }
 
 /// A COMMIT that failed.
@@ -119,7 +127,7 @@ impl Store for Session<'_> {
         self.data_version.replace(now).is_some_and(|before| before != now)
     }
 
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Step {
+    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Ran {
         self.writer.watchdog.limit(envelope.deadline);
         if envelope.kind == Kind::Maintenance
             && let Err(error) = self.prepare_for_maintenance()
@@ -127,7 +135,9 @@ impl Store for Session<'_> {
             tracing::error!(%error, "maintenance goes on without waiting for locks");
         }
         let Envelope { job, span, .. } = envelope;
-        span.in_scope(|| job.run(&mut self.control.transaction(now), guard))
+        let mut tx = self.control.transaction(now);
+        let step = span.in_scope(|| job.run(&mut tx, guard));
+        Ran { step, reason: tx.take_reason() }
     }
 
     fn commit(&mut self) -> Result<bool, CommitError> {

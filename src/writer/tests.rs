@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rusqlite::ffi;
 
-use super::store::{CommitError, Store};
+use super::store::{CommitError, Ran, Store};
 use super::{SessionEnd, Writer};
 use crate::board::Board;
 use crate::config::{Config, Durability};
@@ -174,19 +174,19 @@ impl Store for FakeStore {
         false
     }
 
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, _: Instant) -> Step {
+    fn run(&mut self, envelope: &mut Envelope, guard: Guard, _: Instant) -> Ran {
         let (id, nature) = self.natures[&*envelope.label];
         if guard == Guard::Bare {
             assert_eq!(envelope.kind, Kind::Rerunnable, "only what can run again runs without a savepoint");
         }
         if guard == Guard::Savepoint && self.rng.u32(0..10_000) < self.fault_rate {
             self.fit = false;
-            return Step::Lost(Loss::Savepoint);
+            return Ran { step: Step::Lost(Loss::Savepoint), reason: None };
         }
         let step = self.step(guard, id, nature);
         let has_written = step == Step::Done && nature == Nature::Good;
         self.has_written.insert(id, has_written);
-        step
+        Ran { step, reason: None }
     }
 
     fn commit(&mut self) -> Result<bool, CommitError> {
