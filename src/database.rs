@@ -335,20 +335,20 @@ impl Database {
     /// What the service has measured since it was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.service.stats()
+        self.service.meter.measure().stats
     }
 
     /// Who holds the writer now, and since when; `None` while it is idle.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
-        self.service.holder()
+        self.service.meter.holder()
     }
 
     /// The oldest read in progress or snapshot that is held: what keeps the WAL from being begun anew; `None`
     /// while nobody reads.
     #[must_use]
     pub fn oldest_read(&self) -> Option<Reading> {
-        self.service.readers.pins().oldest()
+        self.service.meter.oldest_read()
     }
 
     /// The canonical path of the database file.

@@ -69,6 +69,7 @@ mod sidecar;
 
 mod board;
 mod housekeeper;
+mod meter;
 
 mod message;
 mod queue;

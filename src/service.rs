@@ -11,12 +11,11 @@ use crate::config::{Checkpoints, Config};
 use crate::connection::{self, Location, Role};
 use crate::error::{Cause, OpenErrorReason};
 use crate::fork::Generation;
-use crate::holder::Holder;
 use crate::housekeeper::{Housekeeper, Housekeeping};
+use crate::meter::Meter;
 use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
-use crate::stats::Stats;
 use crate::sync::{after, block_on_until, until};
 use crate::writer::{Served, WriteConnection, Writer};
 
@@ -42,7 +41,7 @@ pub(crate) struct Service {
     pub(crate) config: Config,
     pub(crate) location: Location,
     generation: Generation,
-    depth: QueueDepth,
+    pub(crate) meter: Meter,
     closing: AtomicBool,
     writer_thread: ThreadId,
 }
@@ -68,7 +67,7 @@ impl Service {
             Err(OpenErrorReason::Io(std::io::Error::other("the writer thread ended while it opened")))
         })?;
         Ok(Arc::new(Self {
-            depth: QueueDepth::of(&outbox),
+            meter: Meter::new(board.clone(), readers.clone(), QueueDepth::of(&outbox)),
             outbox: Arc::new(outbox),
             board,
             readers,
@@ -155,20 +154,6 @@ impl Service {
 
     fn still_running(&self) -> ShutdownError {
         ShutdownError { still_running: self.board.holder().map(|holder| holder.phase) }
-    }
-
-    pub(crate) fn holder(&self) -> Option<Holder> {
-        if self.is_forked() { None } else { self.board.holder() }
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        if self.is_forked() {
-            return Stats::default();
-        }
-        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
-        self.board.summarize(&mut stats);
-        self.readers.summarize(&mut stats);
-        stats
     }
 }
 
