@@ -172,17 +172,21 @@ impl Board {
         })
     }
 
-    pub(crate) fn summarize(&self, stats: &mut Stats) {
-        lock(&self.stats).summarize(stats);
-        stats.commands.refused = self.refused.load(Ordering::Relaxed);
+    /// Sets what is known here; returns the distributions behind it.
+    pub(crate) fn measure(&self, stats: &mut Stats) -> WriterStats {
+        // Percentiles take longer than a copy, and the writer waits for this lock.
+        let mut writer = lock(&self.stats).clone();
+        writer.commands.refused = self.refused.load(Ordering::Relaxed);
+        writer.commands.withdrawn = self.withdrawn.load(Ordering::Relaxed);
+        writer.summarize(stats);
         stats.is_refusing_writes = lock(&self.refusing).is_some() || lock(&self.stopped).is_some();
-        stats.commands.withdrawn = self.withdrawn.load(Ordering::Relaxed);
         stats.wal_pages = self.wal.pages();
         stats.wal_pages_max = self.wal.pages_max.load(Ordering::Relaxed);
         stats.page_bytes = self.wal.page_bytes.load(Ordering::Relaxed);
         stats.checkpoints = self.wal.checkpoints.load(Ordering::Relaxed);
         stats.checkpoints_blocked = self.wal.checkpoints_blocked.load(Ordering::Relaxed);
         stats.wal_restarts = self.wal.restarts.load(Ordering::Relaxed);
+        writer
     }
 }
 

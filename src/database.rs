@@ -337,13 +337,13 @@ impl Database {
     /// What the service has measured since it was opened.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.service.stats()
+        self.service.meter.measure().stats
     }
 
     /// Who holds the writer now, and since when; `None` while it is idle.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
-        self.service.holder()
+        self.service.meter.holder()
     }
 
     /// How the service is: its state, what is wrong and what to do about it, and the figures behind.
@@ -371,13 +371,13 @@ impl Database {
     /// The last commands and import entries that failed, the oldest first, up to 64; without any bound value.
     #[must_use]
     pub fn recent_failures(&self) -> Vec<FailedCommand> {
-        self.service.recent_failures()
+        self.service.meter.recent_failures()
     }
 
     /// The imports that run now, the oldest first.
     #[must_use]
     pub fn imports(&self) -> Vec<ImportStatus> {
-        self.service.imports.running()
+        self.service.meter.imports()
     }
 
     /// The control of an import that runs now.
@@ -427,7 +427,7 @@ impl Database {
     /// while nobody reads.
     #[must_use]
     pub fn oldest_read(&self) -> Option<Reading> {
-        self.service.readers.pins().oldest()
+        self.service.meter.oldest_read()
     }
 
     /// The canonical path of the database file.

@@ -153,7 +153,8 @@ pub enum BreakerState {
     },
 }
 
-/// What is looked at, at one moment.
+/// What is looked at, at one moment; of a fork, which has no service, nothing.
+#[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) stats: Stats,
     pub(crate) holder: Option<Holder>,
@@ -162,28 +163,12 @@ pub(crate) struct Seen {
     pub(crate) breaker: BreakerState,
     pub(crate) imports: ImportFigures,
     pub(crate) running_imports: Vec<ImportStatus>,
-    pub(crate) is_closed: bool,
-}
-
-impl Seen {
-    /// There is nothing to look at.
-    pub(crate) fn nothing(is_closed: bool) -> Self {
-        Self {
-            stats: Stats::default(),
-            holder: None,
-            oldest_waiter: None,
-            oldest_read: None,
-            breaker: BreakerState::Closed,
-            imports: ImportFigures::default(),
-            running_imports: Vec::new(),
-            is_closed,
-        }
-    }
 }
 
 impl Health {
-    pub(crate) fn assess(seen: Seen, config: &Config) -> Self {
+    pub(crate) fn assess(seen: Seen, is_closed: bool, config: &Config) -> Self {
         let mut reasons = reasons(&seen, config);
+        reasons.extend(is_closed.then(closed));
         reasons.sort_by_key(|reason| std::cmp::Reverse(reason.state));
         let Seen { stats, holder, oldest_waiter, oldest_read, breaker, imports, .. } = seen;
         Self {
@@ -210,7 +195,6 @@ impl Health {
 fn reasons(seen: &Seen, config: &Config) -> Vec<HealthReason> {
     let limits = &config.health;
     let mut reasons = Vec::new();
-    reasons.extend(closed(seen));
     reasons.extend(breaker(&seen.breaker));
     reasons.extend(seen.holder.as_ref().and_then(|holder| hold(holder, config)));
     reasons
@@ -223,13 +207,13 @@ fn reasons(seen: &Seen, config: &Config) -> Vec<HealthReason> {
     reasons
 }
 
-fn closed(seen: &Seen) -> Option<HealthReason> {
-    seen.is_closed.then(|| HealthReason {
+fn closed() -> HealthReason {
+    HealthReason {
         kind: Trouble::Closed,
         state: HealthState::Failing,
         message: "the service was closed".into(),
         action: "open the database again, or stop sending traffic here",
-    })
+    }
 }
 
 fn breaker(breaker: &BreakerState) -> Option<HealthReason> {

@@ -71,6 +71,7 @@ mod board;
 mod failed;
 mod health;
 mod housekeeper;
+mod meter;
 
 mod message;
 mod queue;

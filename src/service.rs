@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,14 @@ use crate::board::Board;
 use crate::config::{Checkpoints, Config};
 use crate::connection::{self, Location, Role};
 use crate::error::{Cause, OpenErrorReason};
-use crate::failed::FailedCommand;
 use crate::fork::Generation;
-use crate::health::{Health, Seen, Waiter};
-use crate::holder::Holder;
+use crate::health::Health;
 use crate::housekeeper::{Housekeeper, Housekeeping};
 use crate::import::Imports;
+use crate::meter::Meter;
 use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
-use crate::stats::Stats;
 use crate::sync::{after, block_on_until, until};
 use crate::writer::{Served, WriteConnection, Writer};
 
@@ -46,9 +44,7 @@ pub(crate) struct Service {
     pub(crate) config: Config,
     pub(crate) location: Location,
     generation: Generation,
-    depth: QueueDepth,
-    /// Only to look at: what is sent after the writer has gone must be dropped with it.
-    queue: Weak<Queue>,
+    pub(crate) meter: Meter,
     closing: AtomicBool,
     writer_thread: ThreadId,
 }
@@ -65,9 +61,10 @@ impl Service {
         let board = Arc::new(Board::new());
         let (ready, started) = mpsc::sync_channel(1);
         let imports = Arc::new(Imports::default());
-        let (looked_at, seen_imports) = (Arc::downgrade(&queue), imports.clone());
+        let looked_at = Arc::downgrade(&queue);
         let life = WriterThread { location, config, board, queue, imports, held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
+        let imports = life.imports.clone();
         let thread = std::thread::Builder::new()
             .name(format!("{}-writer", config.name))
             .spawn(move || life.run(&ready))
@@ -76,12 +73,17 @@ impl Service {
             Err(OpenErrorReason::Io(std::io::Error::other("the writer thread ended while it opened")))
         })?;
         Ok(Arc::new(Self {
-            depth: QueueDepth::of(&outbox),
+            meter: Meter::new(
+                board.clone(),
+                readers.clone(),
+                QueueDepth::of(&outbox),
+                looked_at,
+                imports.clone(),
+            ),
             outbox: Arc::new(outbox),
             board,
             readers,
-            imports: seen_imports,
-            queue: looked_at,
+            imports,
             config,
             location,
             generation: Generation::current(),
@@ -166,54 +168,13 @@ impl Service {
     fn still_running(&self) -> ShutdownError {
         ShutdownError { still_running: self.board.holder().map(|holder| holder.phase) }
     }
-
-    pub(crate) fn holder(&self) -> Option<Holder> {
-        if self.is_forked() { None } else { self.board.holder() }
-    }
-
-    pub(crate) fn stats(&self) -> Stats {
-        if self.is_forked() {
-            return Stats::default();
-        }
-        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
-        self.board.summarize(&mut stats);
-        self.readers.summarize(&mut stats);
-        stats
-    }
 }
 
 impl Service {
-    pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
-        if self.is_forked() { Vec::new() } else { self.board.recent_failures() }
-    }
-
-    /// How the service is; a fork has none, and finds it closed.
+    /// How the service is; a fork finds it closed.
     pub(crate) fn health(&self) -> Health {
         let is_closed = self.is_forked() || self.is_closing();
-        let seen = if self.is_forked() { Seen::nothing(is_closed) } else { self.look(is_closed) };
-        Health::assess(seen, &self.config)
-    }
-
-    fn look(&self, is_closed: bool) -> Seen {
-        Seen {
-            stats: self.stats(),
-            holder: self.holder(),
-            oldest_waiter: self.oldest_waiter(),
-            oldest_read: self.readers.pins().oldest(),
-            breaker: self.board.breaker(),
-            imports: self.imports.figures(self.config.health.import_duration_degraded),
-            running_imports: self.imports.running(),
-            is_closed,
-        }
-    }
-
-    fn oldest_waiter(&self) -> Option<Waiter> {
-        let now = Instant::now();
-        self.queue.upgrade()?.look(|lanes| {
-            let oldest = lanes.heads().min_by_key(|waiting| waiting.submitted)?;
-            let waited = now.saturating_duration_since(oldest.submitted);
-            Some(Waiter { label: oldest.label.clone(), lane: oldest.lane, waited })
-        })
+        Health::assess(self.meter.look(&self.config.health), is_closed, &self.config)
     }
 }
 

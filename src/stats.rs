@@ -68,6 +68,36 @@ pub struct Stats {
     pub wal_restarts: u64,
 }
 
+/// Everything that has been measured: the figures, and the distributions behind their percentiles.
+#[derive(Clone, Default)]
+#[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only the figures are shown without it"))]
+pub(crate) struct Measurements {
+    pub(crate) stats: Stats,
+    pub(crate) writer: WriterStats,
+    pub(crate) read_wait: DurationHistogram,
+}
+
+#[cfg(feature = "metrics")]
+impl Measurements {
+    /// What was added since an earlier look at the same service: counters and distributions are those of the
+    /// time in between, and what has a value at any time is as it is now.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let writer = self.writer.since(&earlier.writer);
+        let read_wait = self.read_wait.since(&earlier.read_wait);
+        let (now, then) = (&self.stats, &earlier.stats);
+        let mut stats = Stats {
+            reads: now.reads.saturating_sub(then.reads),
+            read_wait: read_wait.summary(),
+            checkpoints: now.checkpoints.saturating_sub(then.checkpoints),
+            checkpoints_blocked: now.checkpoints_blocked.saturating_sub(then.checkpoints_blocked),
+            wal_restarts: now.wal_restarts.saturating_sub(then.wal_restarts),
+            ..now.clone()
+        };
+        writer.summarize(&mut stats);
+        Self { stats, writer, read_wait }
+    }
+}
+
 /// What became of the commands that were sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -96,6 +126,20 @@ impl CommandCounts {
             Outcome::NotStarted => self.not_started += 1,
             Outcome::RolledBack => self.rolled_back += 1,
             Outcome::Unknown => self.unknown += 1,
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            committed: self.committed.saturating_sub(earlier.committed),
+            failed: self.failed.saturating_sub(earlier.failed),
+            rolled_back: self.rolled_back.saturating_sub(earlier.rolled_back),
+            unknown: self.unknown.saturating_sub(earlier.unknown),
+            not_started: self.not_started.saturating_sub(earlier.not_started),
+            withdrawn: self.withdrawn.saturating_sub(earlier.withdrawn),
+            refused: self.refused.saturating_sub(earlier.refused),
+            rerun: self.rerun.saturating_sub(earlier.rerun),
         }
     }
 }
@@ -135,6 +179,7 @@ pub struct Counts {
 }
 
 /// A histogram of durations between 1 µs and 1 h; longer ones count as an hour.
+#[derive(Clone)]
 pub(crate) struct DurationHistogram(Hdr<u64>);
 
 impl Default for DurationHistogram {
@@ -158,9 +203,16 @@ impl DurationHistogram {
             max: Duration::from_nanos(self.0.max()),
         }
     }
+
+    /// What was recorded since an earlier state of this histogram. Its largest value is exact to 1 %.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self(since(&self.0, &earlier.0))
+    }
 }
 
 /// A histogram of counts up to a million.
+#[derive(Clone)]
 pub(crate) struct CountHistogram(Hdr<u64>);
 
 impl Default for CountHistogram {
@@ -183,6 +235,12 @@ impl CountHistogram {
             max: self.0.max(),
         }
     }
+
+    /// What was recorded since an earlier state of this histogram. Its largest value is exact to 1 %.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self(since(&self.0, &earlier.0))
+    }
 }
 
 fn histogram(low: u64, high: u64) -> Hdr<u64> {
@@ -190,8 +248,19 @@ fn histogram(low: u64, high: u64) -> Hdr<u64> {
     Hdr::new_with_bounds(low, high, 2).expect("low is at least 1 and high at least twice as much")
 }
 
+#[cfg(feature = "metrics")]
+fn since(now: &Hdr<u64>, earlier: &Hdr<u64>) -> Hdr<u64> {
+    let mut added = now.clone();
+    // It fails where `earlier` holds more, which is then no earlier state of this one: all of it is new.
+    if added.subtract(earlier).is_err() {
+        return now.clone();
+    }
+    // The largest value of one that was emptied is not zero.
+    if added.is_empty() { Hdr::new_from(now) } else { added }
+}
+
 /// What the writer thread measures; locked once for each group.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct WriterStats {
     pub(crate) commands: CommandCounts,
     pub(crate) wait: PerLane<DurationHistogram>,
@@ -225,6 +294,27 @@ impl WriterStats {
         stats.foreign_wait = self.foreign_wait;
     }
 
+    /// What was measured since an earlier state of this one.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let count = |of: fn(&Self) -> u64| of(self).saturating_sub(of(earlier));
+        Self {
+            commands: self.commands.since(&earlier.commands),
+            wait: PerLane::from_fn(|lane| self.wait[lane].since(&earlier.wait[lane])),
+            run: PerLane::from_fn(|lane| self.run[lane].since(&earlier.run[lane])),
+            hold: self.hold.since(&earlier.hold),
+            commit: self.commit.since(&earlier.commit),
+            group_commands: self.group_commands.since(&earlier.group_commands),
+            group_size: PerLane::from_fn(|lane| self.group_size[lane].since(&earlier.group_size[lane])),
+            groups_committed: count(|stats| stats.groups_committed),
+            groups_lost: count(|stats| stats.groups_lost),
+            connections_replaced: count(|stats| stats.connections_replaced),
+            foreign_commits: count(|stats| stats.foreign_commits),
+            foreign_waits: count(|stats| stats.foreign_waits),
+            foreign_wait: self.foreign_wait.saturating_sub(earlier.foreign_wait),
+        }
+    }
+
     pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {
         self.group_commands.record(size.interactive + size.bulk + size.maintenance);
         for lane in Lane::ALL {
@@ -232,5 +322,46 @@ impl WriterStats {
                 self.group_size[lane].record(size[lane]);
             }
         }
+    }
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use super::*;
+
+    fn measured(waits_ms: &[u64]) -> Measurements {
+        let mut measured = Measurements::default();
+        for ms in waits_ms {
+            measured.writer.wait.bulk.record(Duration::from_millis(*ms));
+            measured.writer.commands.committed += 1;
+            measured.read_wait.record(Duration::from_millis(*ms));
+            measured.stats.reads += 1;
+        }
+        measured.stats.readers_in_use = waits_ms.len();
+        measured
+    }
+
+    fn nearly(duration: Duration, ms: f64) -> bool {
+        (duration.as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.01
+    }
+
+    #[test]
+    fn what_was_added_since_is_counters_and_distributions_of_the_time_in_between() {
+        let earlier = measured(&[1, 500, 500]);
+        let now = measured(&[1, 500, 500, 30, 30, 80]);
+        let added = now.since(&earlier).stats;
+        assert_eq!((added.commands.committed, added.reads), (3, 3));
+        assert_eq!(added.readers_in_use, 6, "as it is now");
+        for waits in [added.wait.bulk, added.read_wait] {
+            assert_eq!(waits.count, 3);
+            assert!(nearly(waits.p50, 30.0) && nearly(waits.max, 80.0), "{waits:?}");
+        }
+        assert_eq!(now.since(&now).stats.wait.bulk, Durations::default());
+    }
+
+    #[test]
+    fn what_is_no_earlier_look_at_the_same_service_takes_nothing_away() {
+        let added = measured(&[10]).since(&measured(&[20, 20])).stats;
+        assert_eq!((added.commands.committed, added.wait.bulk.count), (0, 1));
     }
 }

@@ -182,6 +182,7 @@ impl Inbox {
 }
 
 /// The number of commands that wait in each lane.
+#[derive(Clone)]
 pub(crate) struct QueueDepth(Arc<Room>);
 
 impl QueueDepth {

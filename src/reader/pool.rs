@@ -269,12 +269,15 @@ impl ReaderPool {
         }
     }
 
-    pub(crate) fn summarize(&self, stats: &mut Stats) {
+    /// Sets what is known here; returns the distribution of the waits.
+    pub(crate) fn measure(&self, stats: &mut Stats) -> DurationHistogram {
+        let wait = lock(&self.wait).clone();
         stats.reads = self.reads.load(Ordering::Relaxed);
-        stats.read_wait = lock(&self.wait).summary();
+        stats.read_wait = wait.summary();
         let state = lock(&self.state);
         stats.readers_open = state.open;
         stats.readers_in_use = state.in_use();
+        wait
     }
 }
 

@@ -1,0 +1,95 @@
+//! Everything that can be seen of a service, without keeping it open.
+
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use crate::board::Board;
+use crate::fork::Generation;
+use crate::config::HealthLimits;
+use crate::failed::FailedCommand;
+use crate::health::{Seen, Waiter};
+use crate::holder::Holder;
+use crate::import::{ImportStatus, Imports};
+use crate::queue::{Queue, QueueDepth};
+use crate::reader::ReaderPool;
+use crate::reading::Reading;
+use crate::stats::{Measurements, Stats};
+
+/// Reads what a service measures. It outlives the service, so that what is measured while the service closes
+/// can be read too.
+#[derive(Clone)]
+pub(crate) struct Meter {
+    board: Arc<Board>,
+    readers: Arc<ReaderPool>,
+    depth: QueueDepth,
+    /// Only to look at: what is sent after the writer has gone must be dropped with it.
+    queue: Weak<Queue>,
+    imports: Arc<Imports>,
+    /// In a fork every lock here may be held for ever.
+    generation: Generation,
+}
+
+impl Meter {
+    pub(crate) fn new(
+        board: Arc<Board>,
+        readers: Arc<ReaderPool>,
+        depth: QueueDepth,
+        queue: Weak<Queue>,
+        imports: Arc<Imports>,
+    ) -> Self {
+        Self { board, readers, depth, queue, imports, generation: Generation::current() }
+    }
+
+    /// The figures and the distributions behind them, as of now.
+    pub(crate) fn measure(&self) -> Measurements {
+        if self.generation.is_past() {
+            return Measurements::default();
+        }
+        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
+        let writer = self.board.measure(&mut stats);
+        let read_wait = self.readers.measure(&mut stats);
+        Measurements { stats, writer, read_wait }
+    }
+
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        if self.generation.is_past() { None } else { self.board.holder() }
+    }
+
+    /// The command that has waited the longest.
+    fn oldest_waiter(&self) -> Option<Waiter> {
+        let now = Instant::now();
+        self.queue.upgrade()?.look(|lanes| {
+            let oldest = lanes.heads().min_by_key(|waiting| waiting.submitted)?;
+            let waited = now.saturating_duration_since(oldest.submitted);
+            Some(Waiter { label: oldest.label.clone(), lane: oldest.lane, waited })
+        })
+    }
+
+    pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
+        if self.generation.is_past() { Vec::new() } else { self.board.recent_failures() }
+    }
+
+    pub(crate) fn imports(&self) -> Vec<ImportStatus> {
+        if self.generation.is_past() { Vec::new() } else { self.imports.running() }
+    }
+
+    /// What the health of the service is told from.
+    pub(crate) fn look(&self, limits: &HealthLimits) -> Seen {
+        if self.generation.is_past() {
+            return Seen::default();
+        }
+        Seen {
+            stats: self.measure().stats,
+            holder: self.holder(),
+            oldest_waiter: self.oldest_waiter(),
+            oldest_read: self.oldest_read(),
+            breaker: self.board.breaker(),
+            imports: self.imports.figures(limits.import_duration_degraded),
+            running_imports: self.imports.running(),
+        }
+    }
+
+    pub(crate) fn oldest_read(&self) -> Option<Reading> {
+        if self.generation.is_past() { None } else { self.readers.pins().oldest() }
+    }
+}
