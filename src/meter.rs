@@ -4,9 +4,9 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::board::Board;
-use crate::fork::Generation;
 use crate::config::HealthLimits;
 use crate::failed::FailedCommand;
+use crate::fork::Generation;
 use crate::health::{Seen, Waiter};
 use crate::holder::Holder;
 use crate::import::{ImportStatus, Imports};

@@ -12,6 +12,7 @@ use solewriter::{
     ALL_OR_NOTHING_ENTRIES_MAX, Batch, EntryError, Import, ImportFailure, ImportReport, Lane, NotStarted,
     OnError, RolledBack, WriteError, WriteTransaction,
 };
+use tokio::sync::oneshot;
 
 /// Entries that must not be imported twice: 13 is there already.
 const CLASH: i64 = 13;
@@ -292,11 +293,20 @@ async fn a_write_overtakes_the_batches_that_wait() {
 #[tokio::test]
 async fn a_dropped_import_finishes_its_batch_and_begins_no_other() {
     let db = TestDb::open().await;
-    let gate = Gate::close(&db).await;
     let handle = (*db).clone();
+    let (begun, has_begun) = oneshot::channel();
+    let (closed, is_closed) = oneshot::channel::<()>();
+    let wait = async move {
+        begun.send(()).unwrap();
+        is_closed.await.unwrap();
+    };
+    let items = stream::once(wait).flat_map(|()| stream::iter(0..100));
     let import = tokio::spawn(async move {
-        handle.import("numbers", stream::iter(0..100)).batch(Batch::Fixed(10)).run(|tx, x| add(tx, *x)).await
+        handle.import("numbers", items).batch(Batch::Fixed(10)).run(|tx, x| add(tx, *x)).await
     });
+    has_begun.await.unwrap();
+    let gate = Gate::close(&db).await;
+    closed.send(()).unwrap();
     common::until("the batch waits", || db.stats().queue_depth.bulk == 1).await;
     import.abort();
     assert!(import.await.unwrap_err().is_cancelled());
@@ -343,5 +353,5 @@ async fn a_full_disk_is_the_environments_fault_and_no_entrys() {
     let stopped = soon(import).await.unwrap_err();
     assert!(matches!(stopped.failure, ImportFailure::BatchesLost { batches: 2, .. }), "{stopped:?}");
     assert_eq!((stopped.report.accepted, stopped.report.failed), (0, 0));
-    assert_eq!(db.xs().await, []);
+    assert_eq!(db.xs().await, [0; 0]);
 }

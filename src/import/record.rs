@@ -256,8 +256,11 @@ pub(super) fn begin(
 fn forget_old(tx: &mut WriteTransaction<'_>) -> rusqlite::Result<()> {
     let old = "SELECT number FROM solewriter_imports
                WHERE is_named = 0 AND number <= (SELECT max(number) - ?1 FROM solewriter_imports)";
-    tx.execute(&format!("DELETE FROM solewriter_import_failures WHERE import IN ({old})"), [UNNAMED_KEPT])?;
-    tx.execute(&format!("DELETE FROM solewriter_imports WHERE number IN ({old})"), [UNNAMED_KEPT])?;
+    tx.execute(
+        &format!("DELETE FROM solewriter_import_failures WHERE import IN ({old})"),
+        [UNNAMED_KEPT - 1],
+    )?;
+    tx.execute(&format!("DELETE FROM solewriter_imports WHERE number IN ({old})"), [UNNAMED_KEPT - 1])?;
     Ok(())
 }
 
