@@ -337,12 +337,19 @@ mod kills {
         println!("done");
     }
 
-    /// Starts the process and kills it after so many words of it; true if it came to its end before.
-    fn import_and_kill(path: &Path, id: &str, words: usize, then: Duration) -> bool {
+    /// Starts the process and kills it after so many words of it, or without waiting for any; true if it came to
+    /// its end before.
+    fn import_and_kill(path: &Path, id: &str, words: Option<usize>, then: Duration) -> bool {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "kills::a_process_of_its_own", "--nocapture"]);
         command.env(PATH, path).env("SOLEWRITER_TEST_IMPORT_ID", id);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let Some(words) = words else {
+            std::thread::sleep(then);
+            drop(child.kill());
+            child.wait().unwrap();
+            return false;
+        };
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut said = 0;
         let mut done = false;
@@ -382,8 +389,13 @@ mod kills {
                 .unwrap();
             let id = format!("import-{killed}");
             loop {
-                let words = if killed < kills { rng.usize(0..20) } else { usize::MAX };
-                let then = Duration::from_micros(rng.u64(0..3_000));
+                let (words, then) = match (killed < kills, rng.u8(0..4)) {
+                    (false, _) => (Some(usize::MAX), 0),
+                    // While it begins, or opens the database.
+                    (true, 0) => (None, rng.u64(0..60_000)),
+                    (true, _) => (Some(rng.usize(0..20)), rng.u64(0..3_000)),
+                };
+                let then = Duration::from_micros(then);
                 if import_and_kill(&path, &id, words, then) {
                     break;
                 }
