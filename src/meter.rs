@@ -50,7 +50,11 @@ impl Meter {
         if self.is_forked() {
             return Measurements::default();
         }
-        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
+        let mut stats = Stats {
+            queue_depth: self.depth.read(),
+            import_entries: self.imports.entries(),
+            ..Stats::default()
+        };
         let writer = self.board.measure(&mut stats);
         let read_wait = self.readers.measure(&mut stats);
         Measurements { stats, writer, read_wait }

@@ -35,6 +35,8 @@
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "http")]
+mod text;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -45,10 +47,13 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
 use crate::database::Database;
+use crate::health::Health;
 use crate::meter::Meter;
 use crate::stats::Measurements;
 use crate::sync::lock;
 use table::{METRICS, Metric, Observed, Source};
+#[cfg(feature = "http")]
+pub(crate) use text::CONTENT_TYPE;
 
 /// Buckets for the histograms of seconds: from the run of a short command to the longest waits the default
 /// limits allow.
@@ -122,17 +127,29 @@ impl Publisher {
             *published = now;
             added
         };
-        let observed = Observed {
-            added,
-            holder: self.meter.holder(),
-            oldest_read: self.meter.oldest_read(),
-            config: &self.config,
-        };
+        let observed = self.observe(added);
         with_recorder(|recorder| {
             for metric in METRICS {
                 self.write(recorder, metric, &observed);
             }
         });
+    }
+
+    fn observe(&self, added: Measurements) -> Observed<'_> {
+        Observed {
+            added,
+            holder: self.meter.holder(),
+            oldest_read: self.meter.oldest_read(),
+            health: Health::assess(self.meter.look(&self.config.health), false, &self.config),
+            imports_running: self.meter.imports().len(),
+            config: &self.config,
+        }
+    }
+
+    /// Everything since the database was opened, as a page for Prometheus: apart from what is published.
+    #[cfg(feature = "http")]
+    pub(crate) fn page(&self) -> Result<String, prometheus::Error> {
+        text::render(&self.observe(self.meter.measure()), &self.database)
     }
 
     fn write(&self, recorder: &dyn Recorder, metric: &Metric, observed: &Observed<'_>) {
