@@ -6,6 +6,7 @@
 mod common;
 
 mod inspect;
+mod stress;
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};

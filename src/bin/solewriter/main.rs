@@ -6,6 +6,7 @@ mod cli;
 mod inspect;
 mod output;
 mod pragmas;
+mod stress;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ type Refusal = Box<dyn std::error::Error>;
 fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
         Command::Inspect(options) => inspect::run(&options),
+        Command::Stress(options) => stress::run(&options),
+        Command::StressForeign(options) => stress::run_foreign(&options),
     };
     match verdict {
         Ok(Verdict::Fine) => ExitCode::SUCCESS,

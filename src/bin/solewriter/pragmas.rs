@@ -34,7 +34,7 @@ pub(crate) enum AutoVacuum {
 }
 
 /// What a check of the whole file found.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Check<T> {
     /// How many; at least this many where SQLite stops counting.
     pub(crate) found: u64,
@@ -51,6 +51,12 @@ pub(crate) struct Violation {
     /// `None` in a table without rowids.
     pub(crate) rowid: Option<i64>,
     pub(crate) parent: String,
+}
+
+impl<T> Default for Check<T> {
+    fn default() -> Self {
+        Self { found: 0, first: Vec::new(), error: None }
+    }
 }
 
 impl<T> Check<T> {
@@ -118,7 +124,7 @@ fn check<T>(
     sql: &str,
     finding: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Option<T>>,
 ) -> Check<T> {
-    let mut check = Check { found: 0, first: Vec::new(), error: None };
+    let mut check = Check::default();
     let mut collect = || {
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query(())?;

@@ -10,7 +10,7 @@ mod reading;
 mod text;
 mod wal;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode};
 use serde::Serialize;
@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::cli::Inspect;
 use crate::pragmas::{self, Check, Settings, Violation};
 use crate::{Refusal, Verdict, output};
+pub(crate) use files::beside;
 use files::{Files, JournalMode};
 use locks::Users;
 use reading::How;
@@ -51,6 +52,12 @@ struct Examined {
     foreign_keys: Check<Violation>,
 }
 
+/// Asks a database something without a change to it.
+pub(crate) fn read<T>(path: &Path, ask: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<T, Refusal> {
+    let (answer, _how) = reading::read(&files::find(path)?, ask)?;
+    Ok(answer)
+}
+
 pub(crate) fn run(options: &Inspect) -> Result<Verdict, Refusal> {
     let report = inspect(&options.file)?;
     let text = if options.json { output::json(&report)? } else { text::of(&report) };
@@ -59,7 +66,7 @@ pub(crate) fn run(options: &Inspect) -> Result<Verdict, Refusal> {
     Ok(if is_fine { Verdict::Fine } else { Verdict::Problems })
 }
 
-fn inspect(path: &std::path::Path) -> Result<Report, Refusal> {
+fn inspect(path: &Path) -> Result<Report, Refusal> {
     let path = files::find(path)?;
     // All that is read from the files directly is read now, while this process has no SQLite connection: closing a
     // descriptor would drop the locks of that connection
