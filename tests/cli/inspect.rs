@@ -379,3 +379,45 @@ fn a_database_that_somebody_keeps_for_himself_is_told_so() {
     assert!(text(&output.stderr).contains("keeps the database locked"), "{}", text(&output.stderr));
     assert!(!beside(&path, "-shm").exists());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn other_programs_beside_the_sole_writer_are_named() {
+    use crate::common::foreign::Foreign;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    let db = filled(&path, Config::default()).await;
+    let mut other = Foreign::start(&path);
+    other.run("INSERT INTO child VALUES (3, 1)");
+    let report = inspect_untouched(&path, 0);
+    let (own, writing) = (std::process::id(), &report["writing"]);
+    let connected: Vec<u32> = serde_json::from_value(report["connected"].clone()).unwrap();
+    let others: Vec<_> = connected.into_iter().filter(|&pid| pid != own).collect();
+    assert_eq!((others.len(), writing), (1, &Value::Null));
+    assert!(advice(&report).contains(&format!("have it open ({})", others[0])), "{}", advice(&report));
+
+    other.run("BEGIN IMMEDIATE");
+    assert_eq!(inspect_untouched(&path, 0)["writing"], others[0]);
+    other.run("ROLLBACK");
+    other.close();
+    soon(db.shutdown(Drain::within(HANG))).await.unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_a_killed_process_left_is_read_and_left_to_the_next_one() {
+    use crate::common::foreign::Foreign;
+
+    let (_dir, path) = closed("test.db").await;
+    let mut killed = Foreign::start(&path);
+    killed.run("INSERT INTO child VALUES (3, 1); CREATE TABLE late (x)");
+    drop(killed);
+    assert!(beside(&path, "-shm").exists() && beside(&path, "-wal").metadata().unwrap().len() > 0);
+    for _nothing_has_changed in 0..2 {
+        let report = inspect_untouched(&path, 0);
+        assert_eq!(report["settings"]["tables"], 9);
+        assert_eq!(report["is_connected"], false);
+        assert_eq!(report["wal"]["frames_in_use"], report["wal"]["frames_not_checkpointed"]);
+    }
+}

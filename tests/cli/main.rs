@@ -49,3 +49,10 @@ fn a_reader_that_goes_away_is_no_reason_to_panic() {
     let output = solewriter([OsStr::new("inspect"), path.as_os_str()]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
 }
+
+/// Not a test of its own: the other program of those that need one.
+#[cfg(unix)]
+#[test]
+fn a_process_of_its_own() {
+    common::foreign::serve();
+}

@@ -132,3 +132,96 @@ fn space(settings: &Settings, advice: &mut Vec<String>) {
 fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::locks::Users;
+    use super::super::wal::Wal;
+    use super::*;
+    use crate::pragmas::Check;
+
+    type Change = Box<dyn Fn(&mut Report)>;
+
+    /// A database that nothing is to be said about.
+    fn report() -> Report {
+        Report {
+            path: PathBuf::from("test.db"),
+            read: How::InPlace,
+            journal_mode: JournalMode::Wal,
+            database_bytes: 4096,
+            wal_bytes: Some(0),
+            shm_bytes: Some(32_768),
+            journal_bytes: None,
+            wal: Some(Wal { frames: 0, frames_in_use: Some(0), frames_not_checkpointed: Some(0) }),
+            users: Users {
+                sole_writer: SoleWriter::Held { pid: Some(7) },
+                is_connected: Some(true),
+                connected: vec![7],
+                writing: None,
+            },
+            settings: Some(Settings {
+                page_bytes: 4096,
+                pages: 1_000,
+                free_pages: 100,
+                auto_vacuum: AutoVacuum::None,
+                encoding: "UTF-8".into(),
+                user_version: 0,
+                application_id: 0,
+                schema_version: 1,
+                tables: 1,
+                indexes: 1,
+                analyzed: true,
+            }),
+            integrity: Check::default(),
+            foreign_keys: Check::default(),
+            advice: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn there_is_one_piece_of_advice_for_each_thing() {
+        assert_eq!(on(&report()), Vec::<String>::new());
+        let large = |left| {
+            move |report: &mut Report| {
+                report.wal_bytes = Some(480 << 20);
+                report.wal = Some(Wal {
+                    frames: 120_000,
+                    frames_in_use: Some(left),
+                    frames_not_checkpointed: Some(left),
+                });
+            }
+        };
+        let settings = |set: fn(&mut Settings)| {
+            move |report: &mut Report| {
+                if let Some(settings) = &mut report.settings {
+                    set(settings);
+                }
+            }
+        };
+        let cases: [(&str, Change); 12] = [
+            ("The file is damaged", Box::new(|report| report.integrity.found = 1)),
+            ("Foreign keys are violated", Box::new(|report| report.foreign_keys.found = 1)),
+            (
+                "could not be finished",
+                Box::new(|report| report.integrity.error = Some("no such function".into())),
+            ),
+            ("Not in WAL mode", Box::new(|report| report.journal_mode = JournalMode::Rollback)),
+            ("A copy was inspected", Box::new(|report| report.read = How::Copy)),
+            ("120,000 frames that are not checkpointed", Box::new(large(120_000))),
+            ("once grew to 480.00 MiB", Box::new(large(10))),
+            ("have it open (8, 9)", Box::new(|report| report.users.connected = vec![7, 8, 9])),
+            ("60 % of the file", Box::new(settings(|settings| settings.free_pages = 600))),
+            ("auto_vacuum is full", Box::new(settings(|settings| settings.auto_vacuum = AutoVacuum::Full))),
+            ("Pages have 1024 bytes", Box::new(settings(|settings| settings.page_bytes = 1024))),
+            ("no statistics", Box::new(settings(|settings| settings.analyzed = false))),
+        ];
+        for (wanted, change) in cases {
+            let mut report = report();
+            change(&mut report);
+            let advice = on(&report);
+            assert!(advice.len() == 1 && advice[0].contains(wanted), "{wanted}: {advice:?}");
+        }
+    }
+}
