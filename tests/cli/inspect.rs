@@ -314,6 +314,20 @@ async fn names_that_mean_something_in_a_uri_are_only_names() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_name_need_not_be_text() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let (_dir, path) = closed("test.db").await;
+    let renamed = path.with_file_name(OsStr::from_bytes(b"\xff\x1b[2J.db"));
+    fs::rename(&path, &renamed).unwrap();
+    assert_eq!(inspect_untouched(&renamed, 0)["settings"]["tables"], 8);
+    let output = solewriter([OsStr::new("inspect"), renamed.as_os_str()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!output.stdout.contains(&0x1b), "what a name holds does not command the terminal");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_link_leads_to_the_files_beside_the_database() {

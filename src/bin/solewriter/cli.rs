@@ -61,7 +61,8 @@ pub(crate) struct Stress {
 /// What the database has to bear.
 #[derive(Args, Debug)]
 pub(crate) struct Load {
-    /// Use and keep this database: a new file, or that of an earlier run. Default: a temporary one.
+    /// Use and keep this database: a new file, or that of an earlier run, on the disk that matters. Default: a
+    /// temporary one.
     #[arg(long, value_name = "FILE")]
     pub(crate) path: Option<PathBuf>,
 

@@ -135,8 +135,6 @@ fn list<T: ToString>(items: &[T]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::super::locks::Users;
     use super::super::wal::Wal;
     use super::*;
@@ -147,7 +145,7 @@ mod tests {
     /// A database that nothing is to be said about.
     fn report() -> Report {
         Report {
-            path: PathBuf::from("test.db"),
+            path: "test.db".into(),
             read: How::InPlace,
             journal_mode: JournalMode::Wal,
             database_bytes: 4096,

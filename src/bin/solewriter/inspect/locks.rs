@@ -6,7 +6,7 @@
 //!
 //! The locks of SQLite itself are byte ranges, of which the system tells without a lock, too.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
@@ -101,7 +101,7 @@ fn is_locked(path: &Path, (start, length): (u64, u64)) -> Option<bool> {
     if !path.exists() {
         return Some(false);
     }
-    let file = File::open(path).ok()?;
+    let file = fs::File::open(path).ok()?;
     let wanted =
         Flock { start, length, pid: None, typ: FlockType::WriteLock, offset_type: FlockOffsetType::Set };
     let in_the_way = fcntl_getlk(&file, &wanted).ok()?;

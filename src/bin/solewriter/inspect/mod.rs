@@ -10,7 +10,7 @@ mod reading;
 mod text;
 mod wal;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode};
 use serde::Serialize;
@@ -27,7 +27,8 @@ use wal::Wal;
 /// Everything there is to say about a database.
 #[derive(Debug, Serialize)]
 struct Report {
-    path: PathBuf,
+    /// As text: JSON has no other bytes.
+    path: String,
     /// How the file was read without a change to it.
     read: How,
     journal_mode: JournalMode,
@@ -76,7 +77,7 @@ fn inspect(path: &Path) -> Result<Report, Refusal> {
     let wal = wal::read(&path, &users)?;
     let (examined, read) = reading::read(&path, examine)?;
     let mut report = Report {
-        path,
+        path: path.display().to_string(),
         read,
         journal_mode: files.journal_mode,
         database_bytes: files.database.bytes,

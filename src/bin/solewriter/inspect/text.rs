@@ -20,11 +20,12 @@ pub(super) fn of(report: &Report) -> String {
     }
     facts.add("integrity", outcome(&report.integrity, "problems"));
     facts.add("foreign keys", outcome(&report.foreign_keys, "violations"));
-    let mut text = format!("{}\n{}", report.path.display(), facts.table());
+    let mut text = format!("{}\n{}", report.path, facts.table());
     section(&mut text, "damage", report.integrity.first.iter().map(String::clone));
     section(&mut text, "violated foreign keys", report.foreign_keys.first.iter().map(violation));
     section(&mut text, "advice", report.advice.iter().map(String::clone));
-    text
+    // Names come from the file, which may come from someone else: they must not command the terminal.
+    text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
 /// Two columns.
