@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::{Gate, TestDb, add, insert, soon};
@@ -208,6 +210,35 @@ async fn only_so_many_failures_are_kept_and_all_are_counted() {
     let run = numbers(&db, 100).failures_kept(3).run(|_, _| Err::<(), _>(rusqlite::Error::InvalidQuery));
     let report = soon(run).await.unwrap();
     assert_eq!((report.accepted, report.failed, failed(&report)), (0, 100, vec![0, 1, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_equal_imports_share_the_lane_and_end_together() {
+    // Each batch is a group of its own.
+    let db = TestDb::open_with(|config| config.bulk_hold_target = Duration::from_millis(1)).await;
+    let done: Arc<[AtomicU64; 5]> = Arc::default();
+    let at_first_end: Arc<OnceLock<[u64; 5]>> = Arc::default();
+    let imports = (0..5).map(|import| {
+        let (db, done, at_first_end) = ((*db).clone(), done.clone(), at_first_end.clone());
+        tokio::spawn(async move {
+            let entries = stream::iter((0..100_i64).map(move |entry| import as i64 * 1_000 + entry));
+            let apply = |tx: &mut WriteTransaction<'_>, x: &i64| {
+                std::thread::sleep(Duration::from_millis(1));
+                add(tx, *x)
+            };
+            let observed = done.clone();
+            let run = db.import("equal", entries).batch(Batch::Fixed(5)).run_observed(apply, move |_, _| {
+                observed[import].fetch_add(1, Ordering::Relaxed);
+            });
+            run.await.unwrap();
+            at_first_end.get_or_init(|| done.each_ref().map(|done| done.load(Ordering::Relaxed)));
+        })
+    });
+    for import in imports.collect::<Vec<_>>() {
+        soon(import).await.unwrap();
+    }
+    let at_first_end = at_first_end.get().unwrap();
+    assert!(at_first_end.iter().all(|done| *done >= 85), "{at_first_end:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

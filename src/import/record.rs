@@ -170,9 +170,10 @@ const FAILURES_KEPT: usize = 10;
 /// Of imports without an id of their own this many records are kept; nobody can go on with them.
 const UNNAMED_KEPT: u32 = 1_000;
 
+// A number is never given twice: a batch of an import whose record was deleted must not find that of another.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS solewriter_imports (
-        number       INTEGER PRIMARY KEY,
+        number       INTEGER PRIMARY KEY AUTOINCREMENT,
         id           TEXT NOT NULL UNIQUE,
         is_named     INTEGER NOT NULL,
         label        TEXT NOT NULL,
