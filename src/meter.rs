@@ -26,9 +26,14 @@ impl Meter {
         Self { board, readers, depth, generation: Generation::current() }
     }
 
+    /// Whether this process is a fork, where nothing can be seen of the service.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.generation.is_past()
+    }
+
     /// The figures and the distributions behind them, as of now.
     pub(crate) fn measure(&self) -> Measurements {
-        if self.generation.is_past() {
+        if self.is_forked() {
             return Measurements::default();
         }
         let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
@@ -38,10 +43,18 @@ impl Meter {
     }
 
     pub(crate) fn holder(&self) -> Option<Holder> {
-        if self.generation.is_past() { None } else { self.board.holder() }
+        if self.is_forked() { None } else { self.board.holder() }
     }
 
     pub(crate) fn oldest_read(&self) -> Option<Reading> {
-        if self.generation.is_past() { None } else { self.readers.pins().oldest() }
+        if self.is_forked() { None } else { self.readers.pins().oldest() }
+    }
+
+    /// Ready when everything is closed.
+    #[cfg(feature = "metrics")]
+    pub(crate) async fn closed(&self) {
+        let mut closed = self.board.closed.subscribe();
+        // An error would mean that the sender is gone, which is in the board.
+        drop(closed.wait_for(Option::is_some).await);
     }
 }
