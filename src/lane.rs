@@ -23,15 +23,19 @@ pub enum Lane {
 impl Lane {
     /// Every lane, the most urgent first.
     pub const ALL: [Self; 3] = [Self::Interactive, Self::Bulk, Self::Maintenance];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Bulk => "bulk",
+            Self::Maintenance => "maintenance",
+        }
+    }
 }
 
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Interactive => "interactive",
-            Self::Bulk => "bulk",
-            Self::Maintenance => "maintenance",
-        })
+        f.write_str(self.name())
     }
 }
 

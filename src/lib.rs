@@ -73,6 +73,9 @@ mod health;
 mod housekeeper;
 mod meter;
 
+#[cfg(feature = "metrics")]
+pub mod metrics;
+
 mod message;
 mod queue;
 mod reader;
@@ -98,6 +101,8 @@ pub mod guide {
     pub mod architecture {}
     #[doc = include_str!("../docs/reliability.md")]
     pub mod reliability {}
+    #[doc = include_str!("../docs/operations.md")]
+    pub mod operations {}
     #[doc = include_str!("../docs/decisions.md")]
     pub mod decisions {}
 }

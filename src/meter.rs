@@ -40,9 +40,14 @@ impl Meter {
         Self { board, readers, depth, queue, imports, generation: Generation::current() }
     }
 
+    /// Whether this process is a fork, where nothing can be seen of the service.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.generation.is_past()
+    }
+
     /// The figures and the distributions behind them, as of now.
     pub(crate) fn measure(&self) -> Measurements {
-        if self.generation.is_past() {
+        if self.is_forked() {
             return Measurements::default();
         }
         let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
@@ -52,7 +57,7 @@ impl Meter {
     }
 
     pub(crate) fn holder(&self) -> Option<Holder> {
-        if self.generation.is_past() { None } else { self.board.holder() }
+        if self.is_forked() { None } else { self.board.holder() }
     }
 
     /// The command that has waited the longest.
@@ -90,6 +95,14 @@ impl Meter {
     }
 
     pub(crate) fn oldest_read(&self) -> Option<Reading> {
-        if self.generation.is_past() { None } else { self.readers.pins().oldest() }
+        if self.is_forked() { None } else { self.readers.pins().oldest() }
+    }
+
+    /// Ready when everything is closed.
+    #[cfg(feature = "metrics")]
+    pub(crate) async fn closed(&self) {
+        let mut closed = self.board.closed.subscribe();
+        // An error would mean that the sender is gone, which is in the board.
+        drop(closed.wait_for(Option::is_some).await);
     }
 }

@@ -204,6 +204,12 @@ impl DurationHistogram {
         }
     }
 
+    /// The values in seconds, and how many there are of each.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn seconds(&self) -> Vec<(f64, u64)> {
+        values(&self.0).map(|(nanos, count)| (Duration::from_nanos(nanos).as_secs_f64(), count)).collect()
+    }
+
     /// What was recorded since an earlier state of this histogram. Its largest value is exact to 1 %.
     #[cfg(feature = "metrics")]
     pub(crate) fn since(&self, earlier: &Self) -> Self {
@@ -236,6 +242,12 @@ impl CountHistogram {
         }
     }
 
+    /// The counts, and how many there are of each.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn counts(&self) -> Vec<(f64, u64)> {
+        values(&self.0).map(|(value, count)| (value as f64, count)).collect()
+    }
+
     /// What was recorded since an earlier state of this histogram. Its largest value is exact to 1 %.
     #[cfg(feature = "metrics")]
     pub(crate) fn since(&self, earlier: &Self) -> Self {
@@ -246,6 +258,14 @@ impl CountHistogram {
 fn histogram(low: u64, high: u64) -> Hdr<u64> {
     #[expect(clippy::expect_used, reason = "constant bounds, checked by every test")]
     Hdr::new_with_bounds(low, high, 2).expect("low is at least 1 and high at least twice as much")
+}
+
+/// Each value stands for those within 1 % that are counted with it, and is in their middle.
+#[cfg(feature = "metrics")]
+fn values(histogram: &Hdr<u64>) -> impl Iterator<Item = (u64, u64)> {
+    histogram
+        .iter_recorded()
+        .map(|value| (histogram.median_equivalent(value.value_iterated_to()), value.count_at_value()))
 }
 
 #[cfg(feature = "metrics")]
