@@ -384,5 +384,5 @@ async fn a_full_disk_is_the_environments_fault_and_no_entrys() {
     let stopped = soon(import).await.unwrap_err();
     assert!(matches!(stopped.failure, ImportFailure::BatchesLost { batches: 2, .. }), "{stopped:?}");
     assert_eq!((stopped.report.accepted, stopped.report.failed), (0, 0));
-    assert_eq!(db.xs().await, [0; 0]);
+    assert!(db.xs().await.is_empty());
 }

@@ -409,12 +409,13 @@ pub(super) fn ended_within(connection: &Connection, age: Duration) -> rusqlite::
     }
     let since = to_unix_millis(SystemTime::now()).saturating_sub_unsigned(age.as_millis() as u64);
     let mut statement = connection.prepare(
-        "SELECT ended_at, started_at FROM solewriter_imports WHERE ended_at >= ?1 ORDER BY ended_at",
+        "SELECT ended_at, started_at, hold_max_us FROM solewriter_imports WHERE ended_at >= ?1 ORDER BY ended_at",
     )?;
     let ended = statement.query_map([since], |row| {
-        let (ended_at, started_at): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (ended_at, started_at, hold_max): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let took = Duration::from_millis(u64::try_from(ended_at - started_at).unwrap_or_default());
-        Ok(Ended { at: from_unix_millis(ended_at), took })
+        let hold_max = Duration::from_micros(hold_max.unsigned_abs());
+        Ok(Ended { at: from_unix_millis(ended_at), took, hold_max })
     })?;
     ended.collect()
 }
