@@ -76,6 +76,9 @@ mod meter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 
+#[cfg(feature = "http")]
+pub mod http;
+
 mod message;
 mod queue;
 mod reader;

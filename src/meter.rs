@@ -25,6 +25,8 @@ pub(crate) struct Meter {
     /// Only to look at: what is sent after the writer has gone must be dropped with it.
     queue: Weak<Queue>,
     imports: Arc<Imports>,
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "only the dashboard asks for it"))]
+    opened: Instant,
     /// In a fork every lock here may be held for ever.
     generation: Generation,
 }
@@ -37,7 +39,15 @@ impl Meter {
         queue: Weak<Queue>,
         imports: Arc<Imports>,
     ) -> Self {
-        Self { board, readers, depth, queue, imports, generation: Generation::current() }
+        Self {
+            board,
+            readers,
+            depth,
+            queue,
+            imports,
+            opened: Instant::now(),
+            generation: Generation::current(),
+        }
     }
 
     /// Whether this process is a fork, where nothing can be seen of the service.
@@ -75,20 +85,20 @@ impl Meter {
     }
 
     pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
-        if self.generation.is_past() { Vec::new() } else { self.board.recent_failures() }
+        if self.is_forked() { Vec::new() } else { self.board.recent_failures() }
     }
 
     pub(crate) fn imports(&self) -> Vec<ImportStatus> {
-        if self.generation.is_past() { Vec::new() } else { self.imports.running() }
+        if self.is_forked() { Vec::new() } else { self.imports.running() }
     }
 
-    /// What the health of the service is told from.
-    pub(crate) fn look(&self, limits: &HealthLimits) -> Seen {
-        if self.generation.is_past() {
+    /// What the health of the service is told from; the figures are of now.
+    pub(crate) fn look(&self, stats: Stats, limits: &HealthLimits) -> Seen {
+        if self.is_forked() {
             return Seen::default();
         }
         Seen {
-            stats: self.measure().stats,
+            stats,
             holder: self.holder(),
             oldest_waiter: self.oldest_waiter(),
             oldest_read: self.oldest_read(),
@@ -100,6 +110,18 @@ impl Meter {
 
     pub(crate) fn oldest_read(&self) -> Option<Reading> {
         if self.is_forked() { None } else { self.readers.pins().oldest() }
+    }
+
+    /// How long ago the database was opened.
+    #[cfg(feature = "http")]
+    pub(crate) fn age(&self) -> std::time::Duration {
+        self.opened.elapsed()
+    }
+
+    /// Whether everything is closed.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.board.closed.borrow().is_some()
     }
 
     /// Ready when everything is closed.

@@ -18,6 +18,7 @@ use crate::meter::Meter;
 use crate::queue::{self, Outbox, Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
+use crate::stats::Stats;
 use crate::sync::{after, block_on_until, until};
 use crate::writer::{Served, WriteConnection, Writer};
 
@@ -173,8 +174,13 @@ impl Service {
 impl Service {
     /// How the service is; a fork finds it closed.
     pub(crate) fn health(&self) -> Health {
+        self.health_by(self.meter.measure().stats)
+    }
+
+    /// The same, by figures that were measured just now.
+    pub(crate) fn health_by(&self, stats: Stats) -> Health {
         let is_closed = self.is_forked() || self.is_closing();
-        Health::assess(self.meter.look(&self.config.health), is_closed, &self.config)
+        Health::assess(self.meter.look(stats, &self.config.health), is_closed, &self.config)
     }
 }
 

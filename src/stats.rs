@@ -227,6 +227,17 @@ impl DurationHistogram {
         }
     }
 
+    /// What all of them have recorded.
+    #[cfg(feature = "http")]
+    pub(crate) fn sum(lanes: &PerLane<Self>) -> Self {
+        let mut sum = lanes.interactive.clone();
+        for lane in [Lane::Bulk, Lane::Maintenance] {
+            let added = sum.0.add(&lanes[lane].0);
+            debug_assert!(added.is_ok(), "all have the same bounds");
+        }
+        sum
+    }
+
     /// The values in seconds, and how many there are of each.
     #[cfg(feature = "metrics")]
     pub(crate) fn seconds(&self) -> Vec<(f64, u64)> {

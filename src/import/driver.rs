@@ -132,7 +132,8 @@ where
         self.strings.skip.set(begun.next_entry);
         let ended = self.drive(entries).await;
         self.end(&ended).await;
-        imports.note_ended(Ended { at: SystemTime::now(), took: started.elapsed() });
+        let hold_max = self.report.hold_max;
+        imports.note_ended(Ended { at: SystemTime::now(), took: started.elapsed(), hold_max });
         ended
     }
 

@@ -170,9 +170,10 @@ const FAILURES_KEPT: usize = 10;
 /// Of imports without an id of their own this many records are kept; nobody can go on with them.
 const UNNAMED_KEPT: u32 = 1_000;
 
+// A number is never given twice: a batch of an import whose record was deleted must not find that of another.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS solewriter_imports (
-        number       INTEGER PRIMARY KEY,
+        number       INTEGER PRIMARY KEY AUTOINCREMENT,
         id           TEXT NOT NULL UNIQUE,
         is_named     INTEGER NOT NULL,
         label        TEXT NOT NULL,
@@ -408,12 +409,13 @@ pub(super) fn ended_within(connection: &Connection, age: Duration) -> rusqlite::
     }
     let since = to_unix_millis(SystemTime::now()).saturating_sub_unsigned(age.as_millis() as u64);
     let mut statement = connection.prepare(
-        "SELECT ended_at, started_at FROM solewriter_imports WHERE ended_at >= ?1 ORDER BY ended_at",
+        "SELECT ended_at, started_at, hold_max_us FROM solewriter_imports WHERE ended_at >= ?1 ORDER BY ended_at",
     )?;
     let ended = statement.query_map([since], |row| {
-        let (ended_at, started_at): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (ended_at, started_at, hold_max): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let took = Duration::from_millis(u64::try_from(ended_at - started_at).unwrap_or_default());
-        Ok(Ended { at: from_unix_millis(ended_at), took })
+        let hold_max = Duration::from_micros(hold_max.unsigned_abs());
+        Ok(Ended { at: from_unix_millis(ended_at), took, hold_max })
     })?;
     ended.collect()
 }

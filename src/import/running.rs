@@ -49,6 +49,8 @@ pub struct ImportFigures {
     pub avg_import_duration_seconds: f64,
     /// The longest, in seconds.
     pub max_import_duration_seconds: f64,
+    /// The longest that a batch of theirs held the write lock, in seconds.
+    pub max_batch_hold_seconds: f64,
     /// Degraded once the longest took `import_duration_degraded`; else healthy.
     pub status: HealthState,
 }
@@ -82,6 +84,8 @@ pub(super) struct Running {
 pub(super) struct Ended {
     pub(super) at: SystemTime,
     pub(super) took: Duration,
+    /// The longest that a batch of it held the write lock.
+    pub(super) hold_max: Duration,
 }
 
 impl Imports {
@@ -164,11 +168,13 @@ impl Imports {
         ended.retain(|import| now.duration_since(import.at).is_ok_and(|age| age <= HOUR) || import.at > now);
         let total: Duration = ended.iter().map(|import| import.took).sum();
         let max = ended.iter().map(|import| import.took).max().unwrap_or_default();
+        let hold_max = ended.iter().map(|import| import.hold_max).max().unwrap_or_default();
         let count = ended.len();
         ImportFigures {
             total_imports_last_hour: count as u64,
             avg_import_duration_seconds: if count == 0 { 0.0 } else { total.as_secs_f64() / count as f64 },
             max_import_duration_seconds: max.as_secs_f64(),
+            max_batch_hold_seconds: hold_max.as_secs_f64(),
             status: if max < degraded { HealthState::Healthy } else { HealthState::Degraded },
         }
     }

@@ -49,7 +49,7 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::health::Health;
 use crate::meter::Meter;
-use crate::stats::Measurements;
+use crate::stats::{Measurements, Stats};
 use crate::sync::lock;
 use table::{METRICS, Metric, Observed, Source};
 #[cfg(feature = "http")]
@@ -121,13 +121,14 @@ impl Publisher {
             return;
         }
         let now = self.meter.measure();
+        let stats = now.stats.clone();
         let added = {
             let mut published = lock(&self.published);
             let added = now.since(&published);
             *published = now;
             added
         };
-        let observed = self.observe(added);
+        let observed = self.observe(added, stats);
         with_recorder(|recorder| {
             for metric in METRICS {
                 self.write(recorder, metric, &observed);
@@ -135,13 +136,15 @@ impl Publisher {
         });
     }
 
-    fn observe(&self, added: Measurements) -> Observed<'_> {
+    /// What is published: of counters and distributions what was `added`, all else as it is now.
+    fn observe(&self, added: Measurements, now: Stats) -> Observed<'_> {
+        let seen = self.meter.look(now, &self.config.health);
         Observed {
             added,
-            holder: self.meter.holder(),
-            oldest_read: self.meter.oldest_read(),
-            health: Health::assess(self.meter.look(&self.config.health), false, &self.config),
-            imports_running: self.meter.imports().len(),
+            holder: seen.holder.clone(),
+            oldest_read: seen.oldest_read.clone(),
+            imports_running: seen.running_imports.len(),
+            health: Health::assess(seen, self.meter.is_closed(), &self.config),
             config: &self.config,
         }
     }
@@ -149,7 +152,9 @@ impl Publisher {
     /// Everything since the database was opened, as a page for Prometheus: apart from what is published.
     #[cfg(feature = "http")]
     pub(crate) fn page(&self) -> Result<String, prometheus::Error> {
-        text::render(&self.observe(self.meter.measure()), &self.database)
+        let now = self.meter.measure();
+        let stats = now.stats.clone();
+        text::render(&self.observe(now, stats), &self.database)
     }
 
     fn write(&self, recorder: &dyn Recorder, metric: &Metric, observed: &Observed<'_>) {
