@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Inspect(Inspect),
     Stress(Stress),
+    Dashboard(Dashboard),
     #[command(hide = true)]
     StressForeign(StressForeign),
 }
@@ -52,6 +54,27 @@ pub(crate) struct Stress {
     /// For how long, such as 90s, 10m or 2h.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) duration: Duration,
+
+    /// Write the figures to FILE as a JSON object, or to the standard output for -.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Serves the dashboard of a database under stress, for a look at it.
+///
+/// As `stress`, until Ctrl-C, and with the same checks at the end.
+#[derive(Args, Debug)]
+pub(crate) struct Dashboard {
+    /// Where to listen. Nothing here asks who looks: keep to addresses that only you can reach.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+
+    #[command(flatten)]
+    pub(crate) load: Load,
+
+    /// For how long, such as 90s, 10m or 2h. Default: until Ctrl-C.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) duration: Option<Duration>,
 
     /// Write the figures to FILE as a JSON object, or to the standard output for -.
     #[arg(long, value_name = "FILE")]

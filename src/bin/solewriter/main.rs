@@ -1,8 +1,9 @@
-//! `solewriter`: looks into a database, and puts one under stress.
+//! `solewriter`: looks into a database, puts one under stress, and shows how that goes.
 //!
 //! Exit status: 0 if all is well, 1 if problems were found, 2 if the command line or a file is not usable.
 
 mod cli;
+mod dashboard;
 mod inspect;
 mod output;
 mod pragmas;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
         Command::Inspect(options) => inspect::run(&options),
         Command::Stress(options) => stress::run(&options),
+        Command::Dashboard(options) => dashboard::run(&options),
         Command::StressForeign(options) => stress::run_foreign(&options),
     };
     match verdict {

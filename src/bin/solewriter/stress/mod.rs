@@ -41,9 +41,7 @@ use verify::Verification;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(options: &Stress) -> Result<Verdict, Refusal> {
-    if let Some(json) = options.json.as_deref().filter(|json| *json != Path::new("-")) {
-        require_writable(json)?;
-    }
+    require_writable(options.json.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         let interrupted = listen_for_interrupt();
@@ -57,7 +55,12 @@ pub(crate) fn run(options: &Stress) -> Result<Verdict, Refusal> {
         };
         run.until(end).await
     })?;
-    report.print(options.json.as_deref())?;
+    verdict(&report, options.json.as_deref())
+}
+
+/// Tells how it went.
+pub(crate) fn verdict(report: &Report, json: Option<&Path>) -> Result<Verdict, Refusal> {
+    report.print(json)?;
     Ok(if report.is_fine() { Verdict::Fine } else { Verdict::Problems })
 }
 
@@ -136,6 +139,10 @@ impl Run {
         ledger
     }
 
+    pub(crate) fn database(&self) -> Database {
+        self.site.db.clone()
+    }
+
     /// Shows how it goes until `end`; then lets everyone finish, closes the database, and looks at every row.
     pub(crate) async fn until(mut self, end: impl Future<Output = ()>) -> Result<Report, Refusal> {
         let mut live = Live::new(self.site.db.clone(), self.site.measured.clone());
@@ -199,7 +206,8 @@ pub(crate) fn listen_for_interrupt() -> oneshot::Receiver<()> {
 }
 
 /// Finds out before the run what would only show after it.
-fn require_writable(json: &Path) -> Result<(), Refusal> {
+pub(crate) fn require_writable(json: Option<&Path>) -> Result<(), Refusal> {
+    let Some(json) = json.filter(|json| *json != Path::new("-")) else { return Ok(()) };
     let folder = match json.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -24,7 +24,9 @@ const TABLES: [&str; 3] = ["stress_foreign", "stress_halves", "stress_sources"];
 
 /// Refuses a file that holds anything but earlier runs, before anything is done to it.
 pub(crate) fn require_ours(path: &Path) -> Result<(), Refusal> {
-    let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
+    // Those of SQLite and of the service aside, which imports make.
+    let tables = "SELECT name FROM sqlite_schema
+         WHERE type = 'table' AND name NOT GLOB 'sqlite_*' AND name NOT GLOB 'solewriter_*' ORDER BY name";
     let names = |connection: &Connection| -> rusqlite::Result<Vec<String>> {
         connection.prepare(tables)?.query_map((), |row| row.get(0))?.collect()
     };
