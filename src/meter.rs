@@ -4,9 +4,9 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crate::board::Board;
-use crate::fork::Generation;
 use crate::config::HealthLimits;
 use crate::failed::FailedCommand;
+use crate::fork::Generation;
 use crate::health::{Seen, Waiter};
 use crate::holder::Holder;
 use crate::import::{ImportStatus, Imports};
@@ -39,7 +39,15 @@ impl Meter {
         queue: Weak<Queue>,
         imports: Arc<Imports>,
     ) -> Self {
-        Self { board, readers, depth, queue, imports, opened: Instant::now(), generation: Generation::current() }
+        Self {
+            board,
+            readers,
+            depth,
+            queue,
+            imports,
+            opened: Instant::now(),
+            generation: Generation::current(),
+        }
     }
 
     /// Whether this process is a fork, where nothing can be seen of the service.

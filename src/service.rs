@@ -1,8 +1,8 @@
 //! A running service: the writer thread and what stands around it, from start to orderly end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 

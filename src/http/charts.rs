@@ -55,7 +55,11 @@ const CHARTS: [Chart; 7] = [
         format: words::count,
         lines: &[
             Line { name: "committed", colour: ACCENT, value: |point| Some(point.commits_per_second) },
-            Line { name: "failed", colour: ALERT, value: |point| Some(point.failures_per_second) },
+            Line {
+                name: "failed",
+                colour: ALERT,
+                value: |point| (point.failures_per_second > 0.0).then_some(point.failures_per_second),
+            },
         ],
         limits: &[],
         is_filled: true,
@@ -104,9 +108,17 @@ const CHARTS: [Chart; 7] = [
         scale: Scale::Linear { top: 4.0 },
         format: words::count,
         lines: &[
-            Line { name: "maintenance", colour: FAINT, value: |point| Some(point.queue_depth.maintenance as f64) },
+            Line {
+                name: "maintenance",
+                colour: FAINT,
+                value: |point| Some(point.queue_depth.maintenance as f64),
+            },
             Line { name: "bulk", colour: SECOND, value: |point| Some(point.queue_depth.bulk as f64) },
-            Line { name: "interactive", colour: ACCENT, value: |point| Some(point.queue_depth.interactive as f64) },
+            Line {
+                name: "interactive",
+                colour: ACCENT,
+                value: |point| Some(point.queue_depth.interactive as f64),
+            },
         ],
         limits: &[],
         is_filled: false,

@@ -60,7 +60,8 @@ impl Interval {
         let seconds = took.as_secs_f64();
         let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let counts = stats.commands;
-        let failures = counts.failed + counts.rolled_back + counts.unknown + counts.not_started + counts.refused;
+        let failures =
+            counts.failed + counts.rolled_back + counts.unknown + counts.not_started + counts.refused;
         Self {
             seconds,
             commits_per_second: rate(counts.committed),

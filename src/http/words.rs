@@ -11,7 +11,8 @@ pub(super) fn micros(us: f64) -> String {
 
 pub(super) fn bytes(bytes: f64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let step = UNITS.iter().zip(0_i32..).take_while(|(_, power)| *power == 0 || bytes >= 1024_f64.powi(*power));
+    let step =
+        UNITS.iter().zip(0_i32..).take_while(|(_, power)| *power == 0 || bytes >= 1024_f64.powi(*power));
     let (unit, power) = step.last().map_or((UNITS[0], 0), |(unit, power)| (*unit, power));
     format!("{} {unit}", short(bytes / 1024_f64.powi(power)))
 }
@@ -41,7 +42,10 @@ mod tests {
 
     #[test]
     fn figures_are_short_and_have_units() {
-        assert_eq!([micros(0.0), micros(950.4), micros(12_340.0), micros(3e7)], ["0 µs", "950 µs", "12.3 ms", "30 s"]);
+        assert_eq!(
+            [micros(0.0), micros(950.4), micros(12_340.0), micros(3e7)],
+            ["0 µs", "950 µs", "12.3 ms", "30 s"]
+        );
         assert_eq!([bytes(0.0), bytes(4096.0), bytes(1.5 * 1024.0 * 1024.0)], ["0 B", "4 KiB", "1.5 MiB"]);
         assert_eq!([count(0.0), count(9.5), count(1234.0), count(50_000.0)], ["0", "9.5", "1234", "50k"]);
     }

@@ -166,7 +166,9 @@ function showImports(imports) {
   element("no-imports").hidden = items.length > 0;
 }
 
-const showRecords = onChange((records) => {
+/// Those that run are shown above, and further.
+const showRecords = onChange((all) => {
+  const records = all.filter(({ state }) => state !== "running" && state !== "paused");
   element("records-part").hidden = records.length === 0;
   element("records").replaceChildren(
     ...records.map((record) =>
