@@ -194,7 +194,7 @@ impl Chart {
 
 /// A figure of a distribution in microseconds, if anything was recorded.
 fn micros(recorded: &Durations, figure: Duration) -> Option<f64> {
-    (recorded.count > 0).then(|| figure.as_secs_f64() * 1e6)
+    (recorded.count > 0).then_some(figure.as_secs_f64() * 1e6)
 }
 
 /// A figure about groups, if there was any.
