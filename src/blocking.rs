@@ -7,14 +7,15 @@ use rusqlite::Row;
 
 use crate::command::{Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed};
 use crate::database::Database;
-use crate::error::WriteError;
-use crate::import::Import;
+use crate::error::{ReadError, WriteError};
+use crate::import::{Import, ImportId, ImportRecord};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::maintenance::{Maintain, Maintenance};
 use crate::read::Read;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::snapshot::OpenSnapshot;
+use crate::sync::block_on;
 use crate::token::CommitToken;
 use crate::transaction::{ReadTransaction, WriteTransaction};
 use crate::write::{Blocking, Receipt, Write};
@@ -222,6 +223,22 @@ impl BlockingDatabase {
         items: I,
     ) -> Import<stream::Iter<I::IntoIter>> {
         self.database.import(label, stream::iter(items))
+    }
+
+    /// As [`Database::import_records`].
+    ///
+    /// # Errors
+    /// [`ReadError`] tells what stood in the way.
+    pub fn import_records(&self, limit: usize) -> Result<Vec<ImportRecord>, ReadError> {
+        block_on(self.database.import_records(limit))
+    }
+
+    /// As [`Database::forget_import`].
+    ///
+    /// # Errors
+    /// As with [`write`](Self::write).
+    pub fn forget_import(&self, id: impl Into<ImportId>) -> Result<bool, WriteError> {
+        block_on(self.database.forget_import(id))
     }
 
     /// As [`Database::shutdown`].

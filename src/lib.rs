@@ -140,7 +140,7 @@ pub use reading::Reading;
 pub use rusqlite;
 pub use shutdown::{Drain, ShutdownError, ShutdownReport};
 pub use snapshot::{OpenSnapshot, Snapshot};
-pub use stats::{CommandCounts, Counts, Durations, Stats};
+pub use stats::{CommandCounts, Counts, Durations, EntryCounts, Stats};
 pub use token::CommitToken;
 pub use transaction::{ReadTransaction, WriteTransaction};
 pub use write::{Async, Blocking, OnDrop, Receipt, Write, WriteFuture};

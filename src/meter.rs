@@ -60,7 +60,11 @@ impl Meter {
         if self.is_forked() {
             return Measurements::default();
         }
-        let mut stats = Stats { queue_depth: self.depth.read(), ..Stats::default() };
+        let mut stats = Stats {
+            queue_depth: self.depth.read(),
+            import_entries: self.imports.entries(),
+            ..Stats::default()
+        };
         let writer = self.board.measure(&mut stats);
         let read_wait = self.readers.measure(&mut stats);
         Measurements { stats, writer, read_wait }
@@ -112,6 +116,12 @@ impl Meter {
     #[cfg(feature = "http")]
     pub(crate) fn age(&self) -> std::time::Duration {
         self.opened.elapsed()
+    }
+
+    /// Whether everything is closed.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.board.closed.borrow().is_some()
     }
 
     /// Ready when everything is closed.

@@ -46,6 +46,8 @@ pub struct Stats {
     pub foreign_wait: Duration,
     /// Whether writes are refused now: after failures, on a full disk, or for good.
     pub is_refusing_writes: bool,
+    /// What became of the entries of imports.
+    pub import_entries: EntryCounts,
     /// Reads that were answered, whatever the answer.
     pub reads: u64,
     /// How long reads waited for their turn, until one of the connections was theirs to use.
@@ -91,10 +93,31 @@ impl Measurements {
             checkpoints: now.checkpoints.saturating_sub(then.checkpoints),
             checkpoints_blocked: now.checkpoints_blocked.saturating_sub(then.checkpoints_blocked),
             wal_restarts: now.wal_restarts.saturating_sub(then.wal_restarts),
+            import_entries: now.import_entries.since(&then.import_entries),
             ..now.clone()
         };
         writer.summarize(&mut stats);
         Self { stats, writer, read_wait }
+    }
+}
+
+/// What became of the entries of imports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EntryCounts {
+    /// Committed.
+    pub accepted: u64,
+    /// Failed, in their preparation or at the writer.
+    pub failed: u64,
+}
+
+#[cfg(feature = "metrics")]
+impl EntryCounts {
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            accepted: self.accepted.saturating_sub(earlier.accepted),
+            failed: self.failed.saturating_sub(earlier.failed),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ async fn an_error_undoes_everything_the_command_wrote() {
         })
         .await;
     assert!(matches!(failed, Err(WriteError::Command(QueryReturnedNoRows))), "{failed:?}");
-    assert_eq!(db.xs().await, []);
+    assert!(db.xs().await.is_empty());
     let plain = db.plain();
     let version: i64 = plain.query_row("PRAGMA user_version", (), |row| row.get(0)).unwrap();
     assert_eq!((version, plain.table_exists(None, "more").unwrap()), (0, false));
@@ -36,7 +36,7 @@ async fn a_callers_own_error_undoes_everything_and_stays_typed() {
         })
         .await;
     assert!(matches!(failed, Err(WriteError::Command(SoldOut))));
-    assert_eq!(db.xs().await, []);
+    assert!(db.xs().await.is_empty());
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_panic_undoes_everything_the_command_wrote() {
         })
         .await;
     assert!(matches!(panicked, Err(WriteError::RolledBack(RolledBack::Panicked(why))) if why == "half-way"));
-    assert_eq!(db.xs().await, []);
+    assert!(db.xs().await.is_empty());
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn a_statement_with_returning_whose_mapping_fails_keeps_no_row() {
     let sql = "INSERT INTO t (x) VALUES (1), (2) RETURNING id, x";
     let as_text = db.execute_returning(sql, (), |row| row.get::<_, String>(1)).await;
     assert!(matches!(as_text, Err(WriteError::Command(_))), "{as_text:?}");
-    assert_eq!(db.xs().await, []);
+    assert!(db.xs().await.is_empty());
     let ids = db.execute_returning(sql, (), |row| row.get::<_, i64>(0)).await.unwrap();
     assert_eq!(ids, [1, 2]);
 }

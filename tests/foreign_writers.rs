@@ -126,7 +126,7 @@ async fn commands_without_a_deadline_wait_for_the_lock_and_then_run_in_order() {
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert!(matches!(db.holder().unwrap().phase, Phase::Begin), "{:?}", db.holder());
     assert_eq!(db.stats().queue_depth.interactive, 50, "none was taken up");
-    assert_eq!(db.xs().await, [], "reads go on");
+    assert!(db.xs().await.is_empty(), "reads go on");
     foreign.run("INSERT INTO t (x) VALUES (-1); COMMIT");
     for answer in answers {
         soon(answer).await.unwrap();

@@ -128,6 +128,22 @@ fn a_handle_in_a_fork_refuses_and_the_parent_goes_on() {
     close(&again, 3);
 }
 
+#[cfg(feature = "metrics")]
+#[test]
+fn a_fork_publishes_no_metrics() {
+    let Some(dir) = case() else { return in_own_process("a_fork_publishes_no_metrics") };
+    let db = open(&dir.join("test.db"));
+    let publisher = solewriter::metrics::Publisher::new(db.database());
+    let published = || {
+        let recorder = metrics_util::debugging::DebuggingRecorder::new();
+        metrics::with_local_recorder(&recorder, || publisher.publish());
+        recorder.snapshotter().snapshot().into_vec().len()
+    };
+    fork(|| assert_eq!(published(), 0));
+    assert_ne!(published(), 0);
+    close(&db, 0);
+}
+
 #[test]
 fn a_fork_does_not_open_what_its_parent_has_or_had_open() {
     let Some(dir) = case() else {

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::{Gate, TestDb, add, insert, soon};
@@ -12,6 +14,7 @@ use solewriter::{
     ALL_OR_NOTHING_ENTRIES_MAX, Batch, EntryError, Import, ImportFailure, ImportReport, Lane, NotStarted,
     OnError, RolledBack, WriteError, WriteTransaction,
 };
+use tokio::sync::oneshot;
 
 /// Entries that must not be imported twice: 13 is there already.
 const CLASH: i64 = 13;
@@ -210,6 +213,35 @@ async fn only_so_many_failures_are_kept_and_all_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_equal_imports_share_the_lane_and_end_together() {
+    // Each batch is a group of its own.
+    let db = TestDb::open_with(|config| config.bulk_hold_target = Duration::from_millis(1)).await;
+    let done: Arc<[AtomicU64; 5]> = Arc::default();
+    let at_first_end: Arc<OnceLock<[u64; 5]>> = Arc::default();
+    let imports = (0..5).map(|import| {
+        let (db, done, at_first_end) = ((*db).clone(), done.clone(), at_first_end.clone());
+        tokio::spawn(async move {
+            let entries = stream::iter((0..100_i64).map(move |entry| import as i64 * 1_000 + entry));
+            let apply = |tx: &mut WriteTransaction<'_>, x: &i64| {
+                std::thread::sleep(Duration::from_millis(1));
+                add(tx, *x)
+            };
+            let observed = done.clone();
+            let run = db.import("equal", entries).batch(Batch::Fixed(5)).run_observed(apply, move |_, _| {
+                observed[import].fetch_add(1, Ordering::Relaxed);
+            });
+            run.await.unwrap();
+            at_first_end.get_or_init(|| done.each_ref().map(|done| done.load(Ordering::Relaxed)));
+        })
+    });
+    for import in imports.collect::<Vec<_>>() {
+        soon(import).await.unwrap();
+    }
+    let at_first_end = at_first_end.get().unwrap();
+    assert!(at_first_end.iter().all(|done| *done >= 85), "{at_first_end:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_imports_at_once_each_have_their_own_report() {
     let db = TestDb::open_with(|config| config.bulk_hold_target = Duration::from_millis(8)).await;
     let imports = (0..3).map(|source| {
@@ -292,11 +324,20 @@ async fn a_write_overtakes_the_batches_that_wait() {
 #[tokio::test]
 async fn a_dropped_import_finishes_its_batch_and_begins_no_other() {
     let db = TestDb::open().await;
-    let gate = Gate::close(&db).await;
     let handle = (*db).clone();
+    let (begun, has_begun) = oneshot::channel();
+    let (closed, is_closed) = oneshot::channel::<()>();
+    let wait = async move {
+        begun.send(()).unwrap();
+        is_closed.await.unwrap();
+    };
+    let items = stream::once(wait).flat_map(|()| stream::iter(0..100));
     let import = tokio::spawn(async move {
-        handle.import("numbers", stream::iter(0..100)).batch(Batch::Fixed(10)).run(|tx, x| add(tx, *x)).await
+        handle.import("numbers", items).batch(Batch::Fixed(10)).run(|tx, x| add(tx, *x)).await
     });
+    has_begun.await.unwrap();
+    let gate = Gate::close(&db).await;
+    closed.send(()).unwrap();
     common::until("the batch waits", || db.stats().queue_depth.bulk == 1).await;
     import.abort();
     assert!(import.await.unwrap_err().is_cancelled());
@@ -343,5 +384,5 @@ async fn a_full_disk_is_the_environments_fault_and_no_entrys() {
     let stopped = soon(import).await.unwrap_err();
     assert!(matches!(stopped.failure, ImportFailure::BatchesLost { batches: 2, .. }), "{stopped:?}");
     assert_eq!((stopped.report.accepted, stopped.report.failed), (0, 0));
-    assert_eq!(db.xs().await, []);
+    assert!(db.xs().await.is_empty());
 }

@@ -63,8 +63,9 @@ impl Local {
     }
 }
 
-/// Five committed, one failed, one withdrawn, one read.
-async fn work(db: &Database) {
+/// Some are committed, one fails, one is withdrawn, one reads. Until the gate is opened, all that is measured of
+/// them stays as it is.
+async fn work(db: &Database) -> Gate {
     for x in 0..4 {
         insert(db, x).await.unwrap();
     }
@@ -74,15 +75,18 @@ async fn work(db: &Database) {
     let late = insert(db, 10).deadline(Duration::from_millis(1));
     soon(late).await.unwrap_err();
     gate.open().await;
+    // After it the writer has met the one that was withdrawn.
+    insert(db, 11).await.unwrap();
     db.read("count", |tx| tx.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0)))
         .await
         .unwrap();
+    Gate::close(db).await
 }
 
 #[tokio::test]
 async fn counters_and_gauges_are_those_of_the_stats() {
     let db = TestDb::open().await;
-    work(&db).await;
+    let gate = work(&db).await;
     let stats = db.stats();
     let given = Local::new().publish(&Publisher::new(&db));
     let outcome = |outcome: &str| given.counters[&format!("solewriter_commands_total{{outcome={outcome}}}")];
@@ -113,12 +117,13 @@ async fn counters_and_gauges_are_those_of_the_stats() {
         assert_eq!(given.gauges[&format!("solewriter_{name}")], value, "{name}");
     }
     assert!(stats.wal_pages > 0);
+    gate.open().await;
 }
 
 #[tokio::test]
 async fn histograms_hold_every_command_and_group_in_seconds() {
     let db = TestDb::open().await;
-    work(&db).await;
+    let gate = work(&db).await;
     let stats = db.stats();
     let given = Local::new().publish(&Publisher::new(&db));
     let of = |name: &str| &given.histograms[&format!("solewriter_{name}")];
@@ -133,6 +138,7 @@ async fn histograms_hold_every_command_and_group_in_seconds() {
     assert_eq!(commands, stats.group_commands.mean * stats.group_commands.count as f64);
     let longest = of("hold_seconds").iter().copied().fold(0.0, f64::max);
     assert!((longest / stats.hold.max.as_secs_f64() - 1.0).abs() < 0.01, "{longest} s of {:?}", stats.hold);
+    gate.open().await;
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use crate::health::{HealthState, Waiter};
 use crate::holder::Holder;
 use crate::import::ImportFigures;
 use crate::lane::PerLane;
+use crate::metrics;
 use crate::stats::{Counts, Durations};
 use crate::units::micros;
 
@@ -70,15 +71,9 @@ pub(super) async fn lock_stats(State(operations): State<Arc<Operations>>) -> Res
     })
 }
 
-pub(super) async fn metrics(State(operations): State<Arc<Operations>>) -> Response {
-    // Exporters take values one by one: after millions of commands that is no work for an async thread.
-    let scrape = tokio::task::spawn_blocking(move || {
-        let Operations { recorder, publisher, .. } = &*operations;
-        ::metrics::with_local_recorder(recorder, || publisher.publish());
-        recorder.handle().render()
-    });
-    match scrape.await {
-        Ok(text) => ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+pub(super) async fn metrics_page(State(operations): State<Arc<Operations>>) -> Response {
+    match operations.publisher.page() {
+        Ok(page) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], page).into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics could not be rendered");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -5,7 +5,7 @@
 //! | `GET /` | the dashboard, a page that needs nothing from anywhere else |
 //! | `GET /health` | [`Health`] as JSON; status 503 while it is failing, else 200 |
 //! | `GET /health/database-lock-stats` | how long the write lock is held and waited for, and the imports of the last hour |
-//! | `GET /metrics` | what [`Publisher`](crate::metrics::Publisher) publishes, as text for Prometheus |
+//! | `GET /metrics` | the metrics of [`Publisher`](crate::metrics::Publisher), as text for Prometheus |
 //! | `GET /stats.json` | the newest sample: everything that the dashboard shows |
 //! | `GET /events` | each sample as it is taken, as server-sent events |
 //!
@@ -65,11 +65,10 @@ use axum::middleware::map_response;
 use axum::routing::get;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
 use tokio::sync::Semaphore;
 
 use crate::database::Database;
-use crate::metrics::{COMMANDS_BUCKETS, Publisher, SECONDS_BUCKETS};
+use crate::metrics::Publisher;
 use sampler::Sampler;
 
 /// How many event streams may be open at a time; more are refused with status 503.
@@ -126,7 +125,7 @@ pub fn router_until(db: Database, stopping: impl Future<Output = ()> + Send + 's
         .route("/icon.svg", get(page::icon))
         .route("/health", get(answers::health))
         .route("/health/database-lock-stats", get(answers::lock_stats))
-        .route("/metrics", get(answers::metrics))
+        .route("/metrics", get(answers::metrics_page))
         .route("/stats.json", get(answers::stats))
         .route("/events", get(events::events))
         .layer(map_response(headers::secure))
@@ -140,20 +139,15 @@ struct Operations {
     streams: Arc<Semaphore>,
     stopping: Shared<BoxFuture<'static, ()>>,
     publisher: Publisher,
-    /// Of this router alone, so that no global one is needed and no two databases mix.
-    recorder: PrometheusRecorder,
 }
 
 impl Operations {
     fn new(db: Database, stopping: Shared<BoxFuture<'static, ()>>) -> Self {
-        #[expect(clippy::expect_used, reason = "constant buckets, of which there are some")]
-        let recorder = prometheus().expect("there are buckets");
         Self {
             sampler: Arc::new(Sampler::new(db.clone())),
             streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
             stopping,
             publisher: Publisher::new(&db),
-            recorder,
             db,
         }
     }
@@ -163,11 +157,4 @@ impl fmt::Debug for Operations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operations").field("db", &self.db).finish_non_exhaustive()
     }
-}
-
-fn prometheus() -> Result<PrometheusRecorder, BuildError> {
-    let builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS_BUCKETS)?
-        .set_buckets_for_metric(Matcher::Suffix("_commands".into()), &COMMANDS_BUCKETS)?;
-    Ok(builder.build_recorder())
 }

@@ -302,6 +302,7 @@ where
             match outcome {
                 Ok(value) => {
                     self.report.accepted += 1;
+                    self.service.imports.count_accepted();
                     (self.observe)(index, Ok(value));
                 }
                 Err(EntryFault { error, reason }) => self.fail_applied(index, error, reason, timing),
@@ -339,6 +340,7 @@ where
         O: FnMut(u64, Result<T, &EntryError<E>>),
     {
         self.report.failed += 1;
+        self.service.imports.count_failed();
         (self.observe)(index, Err(&error));
         if self.report.failures.len() < self.settings.failures_kept {
             self.report.failures.push(FailedEntry { index, error });

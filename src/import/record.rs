@@ -170,9 +170,10 @@ const FAILURES_KEPT: usize = 10;
 /// Of imports without an id of their own this many records are kept; nobody can go on with them.
 const UNNAMED_KEPT: u32 = 1_000;
 
+// A number is never given twice: a batch of an import whose record was deleted must not find that of another.
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS solewriter_imports (
-        number       INTEGER PRIMARY KEY,
+        number       INTEGER PRIMARY KEY AUTOINCREMENT,
         id           TEXT NOT NULL UNIQUE,
         is_named     INTEGER NOT NULL,
         label        TEXT NOT NULL,
@@ -256,8 +257,11 @@ pub(super) fn begin(
 fn forget_old(tx: &mut WriteTransaction<'_>) -> rusqlite::Result<()> {
     let old = "SELECT number FROM solewriter_imports
                WHERE is_named = 0 AND number <= (SELECT max(number) - ?1 FROM solewriter_imports)";
-    tx.execute(&format!("DELETE FROM solewriter_import_failures WHERE import IN ({old})"), [UNNAMED_KEPT])?;
-    tx.execute(&format!("DELETE FROM solewriter_imports WHERE number IN ({old})"), [UNNAMED_KEPT])?;
+    tx.execute(
+        &format!("DELETE FROM solewriter_import_failures WHERE import IN ({old})"),
+        [UNNAMED_KEPT - 1],
+    )?;
+    tx.execute(&format!("DELETE FROM solewriter_imports WHERE number IN ({old})"), [UNNAMED_KEPT - 1])?;
     Ok(())
 }
 

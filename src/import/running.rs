@@ -14,6 +14,7 @@ use super::record::{self, ImportId, ImportState};
 use super::report::Progress;
 use crate::health::HealthState;
 use crate::label::Label;
+use crate::stats::EntryCounts;
 use crate::sync::lock;
 use crate::units::{millis, to_unix_millis, unix_millis};
 
@@ -65,6 +66,8 @@ pub(crate) struct Imports {
     running: Mutex<Vec<Arc<Running>>>,
     ended: Mutex<VecDeque<Ended>>,
     begun: AtomicU64,
+    accepted: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// An import at work.
@@ -108,6 +111,21 @@ impl Imports {
         let import = Arc::new(Running { id, label, started_at, started, control, progress });
         running.push(import.clone());
         Some(Registered { imports: self.clone(), import })
+    }
+
+    pub(super) fn count_accepted(&self) {
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn entries(&self) -> EntryCounts {
+        EntryCounts {
+            accepted: self.accepted.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
     }
 
     /// Those that run now, the oldest first.

@@ -35,6 +35,8 @@
 mod table;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "http")]
+mod text;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -45,10 +47,13 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
 use crate::database::Database;
+use crate::health::Health;
 use crate::meter::Meter;
-use crate::stats::Measurements;
+use crate::stats::{Measurements, Stats};
 use crate::sync::lock;
 use table::{METRICS, Metric, Observed, Source};
+#[cfg(feature = "http")]
+pub(crate) use text::CONTENT_TYPE;
 
 /// Buckets for the histograms of seconds: from the run of a short command to the longest waits the default
 /// limits allow.
@@ -116,23 +121,40 @@ impl Publisher {
             return;
         }
         let now = self.meter.measure();
+        let stats = now.stats.clone();
         let added = {
             let mut published = lock(&self.published);
             let added = now.since(&published);
             *published = now;
             added
         };
-        let observed = Observed {
-            added,
-            holder: self.meter.holder(),
-            oldest_read: self.meter.oldest_read(),
-            config: &self.config,
-        };
+        let observed = self.observe(added, stats);
         with_recorder(|recorder| {
             for metric in METRICS {
                 self.write(recorder, metric, &observed);
             }
         });
+    }
+
+    /// What is published: of counters and distributions what was `added`, all else as it is now.
+    fn observe(&self, added: Measurements, now: Stats) -> Observed<'_> {
+        let seen = self.meter.look(now, &self.config.health);
+        Observed {
+            added,
+            holder: seen.holder.clone(),
+            oldest_read: seen.oldest_read.clone(),
+            imports_running: seen.running_imports.len(),
+            health: Health::assess(seen, self.meter.is_closed(), &self.config),
+            config: &self.config,
+        }
+    }
+
+    /// Everything since the database was opened, as a page for Prometheus: apart from what is published.
+    #[cfg(feature = "http")]
+    pub(crate) fn page(&self) -> Result<String, prometheus::Error> {
+        let now = self.meter.measure();
+        let stats = now.stats.clone();
+        text::render(&self.observe(now, stats), &self.database)
     }
 
     fn write(&self, recorder: &dyn Recorder, metric: &Metric, observed: &Observed<'_>) {

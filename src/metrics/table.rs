@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::metrics::Unit;
 
 use crate::config::Config;
+use crate::health::{Health, HealthState};
 use crate::holder::{Holder, Phase};
 use crate::lane::Lane;
 use crate::reading::Reading;
@@ -18,6 +19,8 @@ pub(super) struct Observed<'a> {
     pub(super) added: Measurements,
     pub(super) holder: Option<Holder>,
     pub(super) oldest_read: Option<Reading>,
+    pub(super) health: Health,
+    pub(super) imports_running: usize,
     pub(super) config: &'a Config,
 }
 
@@ -177,6 +180,51 @@ pub(super) const METRICS: &[Metric] = &[
         source: Source::Counter(|observed| one(observed.added.stats.foreign_waits)),
     },
     Metric {
+        name: "solewriter_foreign_wait_seconds",
+        label: None,
+        unit: Unit::Seconds,
+        help: "How long the writer has waited for other programs in all, or left the write lock free for them.",
+        source: Source::Gauge(|observed| one(observed.health.foreign_wait.as_secs_f64())),
+    },
+    Metric {
+        name: "solewriter_health",
+        label: Some("state"),
+        unit: Unit::Count,
+        help: "1 for the state the service is in, 0 for the others.",
+        source: Source::Gauge(health_by_state),
+    },
+    Metric {
+        name: "solewriter_imports_running",
+        label: None,
+        unit: Unit::Count,
+        help: "Imports that run now, or are paused.",
+        source: Source::Gauge(|observed| one(observed.imports_running as f64)),
+    },
+    Metric {
+        name: "solewriter_import_entries_total",
+        label: Some("outcome"),
+        unit: Unit::Count,
+        help: "Entries of imports by what became of them.",
+        source: Source::Counter(|observed| {
+            let entries = &observed.added.stats.import_entries;
+            vec![("committed", entries.accepted), ("failed", entries.failed)]
+        }),
+    },
+    Metric {
+        name: "solewriter_imports_last_hour",
+        label: None,
+        unit: Unit::Count,
+        help: "Imports that ended within the last hour, whatever their end.",
+        source: Source::Gauge(|observed| one(observed.health.imports.total_imports_last_hour as f64)),
+    },
+    Metric {
+        name: "solewriter_import_longest_seconds",
+        label: None,
+        unit: Unit::Seconds,
+        help: "How long the longest import of the last hour took.",
+        source: Source::Gauge(|observed| one(observed.health.imports.max_import_duration_seconds)),
+    },
+    Metric {
         name: "solewriter_reads_total",
         label: None,
         unit: Unit::Count,
@@ -286,6 +334,11 @@ fn holder_by_phase(observed: &Observed<'_>) -> Series<f64> {
     let held = observed.holder.as_ref().map(|holder| (phase_name(&holder.phase), holder.held.as_secs_f64()));
     let seconds = |phase| held.map_or(0.0, |(held_in, seconds)| if held_in == phase { seconds } else { 0.0 });
     ["begin", "command", "commit", "checkpoint", "recover"].map(|phase| (phase, seconds(phase))).into()
+}
+
+fn health_by_state(observed: &Observed<'_>) -> Series<f64> {
+    let states = [HealthState::Healthy, HealthState::Degraded, HealthState::Failing];
+    states.map(|state| (state.name(), f64::from(u8::from(state == observed.health.state)))).into()
 }
 
 fn phase_name(phase: &Phase) -> &'static str {

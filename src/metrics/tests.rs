@@ -6,6 +6,7 @@ use ::metrics::Unit;
 
 use super::table::{METRICS, Metric, Observed, Source};
 use crate::config::Config;
+use crate::health::{Health, Seen};
 use crate::stats::Measurements;
 
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
@@ -17,8 +18,14 @@ fn shape(metric: &Metric) -> (&'static str, Vec<&'static str>) {
         series.into_iter().map(|(value, _)| value).collect()
     }
     let config = Config::default();
-    let nothing =
-        Observed { added: Measurements::default(), holder: None, oldest_read: None, config: &config };
+    let nothing = Observed {
+        added: Measurements::default(),
+        holder: None,
+        oldest_read: None,
+        health: Health::assess(Seen::default(), false, &config),
+        imports_running: 0,
+        config: &config,
+    };
     match metric.source {
         Source::Counter(read) => ("counter", labels(read(&nothing))),
         Source::Gauge(read) => ("gauge", labels(read(&nothing))),
