@@ -106,7 +106,7 @@ fn parse(text: &str) -> f64 {
 async fn the_numbers_on_the_page_are_those_of_stats_json_of_the_same_sample() {
     let db = TestDb::open().await;
     for x in 0..1_500 {
-        insert(&db, x).submit().await.unwrap();
+        drop(insert(&db, x).submit().await.unwrap());
     }
     let Some(page) = Page::open(&db).await else { return };
     let mut compared = 0;
