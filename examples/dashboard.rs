@@ -66,12 +66,12 @@ fn digest(password: &str) -> [u8; 32] {
 /// Some traffic to look at: customers who order in waves, now and then the same thing twice.
 async fn customers(db: Database) {
     for wave in 0_u64.. {
-        let orders = 40 + (wave % 60) * 3;
+        let orders = 10 + (wave % 50);
         for order in 0..orders {
             let db = db.clone();
             tokio::spawn(async move {
-                // One reference in 5,000 has been there before: a failure to look at.
-                let reference = if fastrand::u32(..5_000) == 0 { 0 } else { wave * 1_000 + order };
+                // One reference in 8,000 has been there before: a failure to look at.
+                let reference = if fastrand::u32(..8_000) == 0 { 1 } else { wave * 1_000 + order };
                 let sql = "INSERT INTO orders (item, reference) VALUES ('tea', ?1)";
                 drop(db.execute(sql, (reference as i64,)).label("orders.place").await);
                 let count = |tx: &solewriter::ReadTransaction<'_>| {

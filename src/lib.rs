@@ -106,6 +106,8 @@ pub mod guide {
     pub mod reliability {}
     #[doc = include_str!("../docs/operations.md")]
     pub mod operations {}
+    #[doc = include_str!("../docs/dashboard.md")]
+    pub mod dashboard {}
     #[doc = include_str!("../docs/decisions.md")]
     pub mod decisions {}
 }

@@ -55,7 +55,11 @@ const CHARTS: [Chart; 7] = [
         format: words::count,
         lines: &[
             Line { name: "committed", colour: ACCENT, value: |point| Some(point.commits_per_second) },
-            Line { name: "failed", colour: ALERT, value: |point| Some(point.failures_per_second) },
+            Line {
+                name: "failed",
+                colour: ALERT,
+                value: |point| (point.failures_per_second > 0.0).then_some(point.failures_per_second),
+            },
         ],
         limits: &[],
         is_filled: true,

@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::ops::Range;
 
-use plotters::chart::ChartBuilder;
+use plotters::chart::{ChartBuilder, LabelAreaPosition};
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::drawing::IntoDrawingArea;
 use plotters::element::Text;
@@ -57,8 +57,9 @@ fn draw_on(backend: SVGBackend<'_>, chart: &Chart, history: &History) -> Result<
         .bold_line_style(GRID.stroke_width(FINE))
         .axis_style(GRID.stroke_width(FINE))
         .set_all_tick_mark_size(0)
+        .set_tick_mark_size(LabelAreaPosition::Bottom, 4 * FINE)
         .label_style(font.clone())
-        .x_label_formatter(&|x| if *x == 0.0 { "now".into() } else { format!("−{} min", -x / 60.0) })
+        .x_label_formatter(&|x| moment(*x))
         .y_label_formatter(&|y| (chart.format)(*y))
         .draw()
         .map_err(text)?;
@@ -88,6 +89,15 @@ fn draw_on(backend: SVGBackend<'_>, chart: &Chart, history: &History) -> Result<
     // The axes borrow the area.
     drop(drawn);
     area.present().map_err(text)
+}
+
+/// The label of a moment; the first one would run into that of the value below it.
+fn moment(seconds: f64) -> String {
+    match seconds {
+        0.0 => "now".into(),
+        ..=-300.0 => String::new(),
+        _ => format!("−{} min", -seconds / 60.0),
+    }
 }
 
 fn text(error: impl Display) -> String {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -32,7 +33,11 @@ pub(super) async fn events(State(operations): State<Arc<Operations>>) -> Respons
     };
     let stream =
         Stream { samples: operations.sampler.subscribe(), charts: None, over: over.boxed(), _place: place };
-    Sse::new(futures_util::stream::unfold(stream, Stream::next)).into_response()
+    let events = Sse::new(futures_util::stream::unfold(stream, Stream::next));
+    // Else it would say `no-cache`, which lets a browser keep them.
+    let mut answer = events.into_response();
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
 }
 
 /// A client that listens. It keeps nothing waiting: what it does not take in time is replaced by what is newer.

@@ -123,7 +123,7 @@ function showNow({ health, stats }) {
   if (breaker.state === "closed") tell("breaker", "accepted");
   else if (breaker.state === "open") tell("breaker", "refused", `for ${words.millis(breaker.since_ms)}: ${breaker.cause}`, true);
   else tell("breaker", "stopped for good", breaker.cause, true);
-  tell("foreign", `${words.count(stats.foreign_commits)} foreign commits`, `${words.micros(stats.foreign_wait_us)} lost to them`);
+  tell("foreign", `${words.count(stats.foreign_commits)} foreign commits`, `${words.micros(stats.foreign_wait_us)} waited, or left free for them`);
 }
 
 /// The items of running imports stay where they are, so that their bars move.
@@ -166,7 +166,9 @@ function showImports(imports) {
   element("no-imports").hidden = items.length > 0;
 }
 
-const showRecords = onChange((records) => {
+/// Those that run are shown above, and further.
+const showRecords = onChange((all) => {
+  const records = all.filter(({ state }) => state !== "running" && state !== "paused");
   element("records-part").hidden = records.length === 0;
   element("records").replaceChildren(
     ...records.map((record) =>
@@ -184,11 +186,14 @@ const showRecords = onChange((records) => {
   );
 });
 
+/// The rest is in stats.json.
+const FAILURES_SHOWN = 12;
+
 const showFailures = onChange((failures) => {
   element("failures-part").hidden = failures.length === 0;
   element("no-failures").hidden = failures.length > 0;
   element("failures").replaceChildren(
-    ...failures.toReversed().slice(0, 20).map((failed) => {
+    ...failures.toReversed().slice(0, FAILURES_SHOWN).map((failed) => {
       const reason = failed.constraint ? `${failed.reason}: ${failed.constraint}` : failed.reason;
       const entry = failed.entry === null ? "" : `, entry ${failed.entry}`;
       const outcome = failed.outcome.replaceAll("_", " ");
