@@ -128,6 +128,7 @@ async fn every_answer_tells_the_browser_to_load_nothing_from_elsewhere() {
         assert!(!policy.contains("unsafe"), "{path}: {policy}");
         assert_eq!(header("x-content-type-options"), "nosniff");
         assert_eq!(header("referrer-policy"), "no-referrer");
+        assert_eq!(header("cross-origin-resource-policy"), "same-origin");
         let is_file = ["css", "js", "svg"].iter().any(|end| path.ends_with(&format!(".{end}")));
         assert_eq!(header("cache-control"), if is_file { "private, no-cache" } else { "no-store" }, "{path}");
     }

@@ -5,7 +5,7 @@
 //! | `GET /` | the dashboard, a page that needs nothing from anywhere else |
 //! | `GET /health` | [`Health`] as JSON; status 503 while it is failing, else 200 |
 //! | `GET /health/database-lock-stats` | how long the write lock is held and waited for, and the imports of the last hour |
-//! | `GET /metrics` | the metrics of [`Publisher`](crate::metrics::Publisher), as text for Prometheus |
+//! | `GET /metrics` | the metrics of [`Publisher`], as text for Prometheus |
 //! | `GET /stats.json` | the newest sample: everything that the dashboard shows |
 //! | `GET /events` | each sample as it is taken, as server-sent events |
 //!
