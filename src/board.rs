@@ -127,11 +127,17 @@ impl Board {
                 _ => stats.commands.count(outcome),
             }
         }
-        let reason = tried.reason.map_or_else(|| Reason::of_fate(&fate), |reason| *reason);
-        let Envelope { label, lane, .. } = &envelope;
-        let failed = FailedCommand::new(label.clone(), *lane, outcome, reason);
-        // Before the answer: who has it will find it here.
-        self.failed.push(failed.tried(tried.attempts, tried.wait, tried.hold));
+        let reason = match &fate {
+            // Without a reason of its own it is told by the import it belongs to.
+            Fate::Culprit => tried.reason.map(|reason| *reason),
+            fate => Some(Reason::of_fate(fate)),
+        };
+        if let Some(reason) = reason {
+            let Envelope { label, lane, .. } = &envelope;
+            let failed = FailedCommand::new(label.clone(), *lane, outcome, reason);
+            // Before the answer: who has it will find it here.
+            self.failed.push(failed.tried(tried.attempts, tried.wait, tried.hold));
+        }
         envelope.answer(fate);
     }
 

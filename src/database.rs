@@ -368,7 +368,9 @@ impl Database {
         self.service.health()
     }
 
-    /// The last commands and import entries that failed, the oldest first, up to 64; without any bound value.
+    /// The last commands that the writer answered with an error and import entries that failed, the oldest first,
+    /// up to 64; without any bound value. What was refused at the door or taken back by its caller never reached
+    /// the writer: [`stats`](Self::stats) counts it.
     #[must_use]
     pub fn recent_failures(&self) -> Vec<FailedCommand> {
         self.service.meter.recent_failures()
@@ -383,7 +385,7 @@ impl Database {
     /// The control of an import that runs now.
     #[must_use]
     pub fn import_control(&self, id: &ImportId) -> Option<ImportControl> {
-        self.service.imports.control(id)
+        self.service.meter.import_control(id)
     }
 
     /// What is written down of the newest imports, up to `limit`, the newest first. One that runs now is as far

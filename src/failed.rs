@@ -129,10 +129,11 @@ fn not_started(reason: &NotStarted) -> &'static str {
         NotStarted::Unavailable(_) => "writes are refused after failures",
         NotStarted::Stopped(_) => "the service has stopped writing",
         NotStarted::Closed => "the service was closed",
-        NotStarted::QueueFull { .. } => "its lane was full",
-        NotStarted::TooLarge { .. } => "it is too large",
-        NotStarted::Reentrant => "it was sent from within a command",
-        NotStarted::Forked => "it was sent from a fork",
+        // Refused at the door: they don't come here.
+        NotStarted::QueueFull { .. }
+        | NotStarted::TooLarge { .. }
+        | NotStarted::Reentrant
+        | NotStarted::Forked => "it was refused",
     }
 }
 

@@ -113,7 +113,7 @@ pub enum Trouble {
     QueueFilling,
     /// A command has waited for long.
     LongWait,
-    /// The WAL comes near its limit.
+    /// The WAL comes near its limit, or has reached it, and nothing is written.
     WalLarge,
     /// A read or a snapshot pins a WAL that has outgrown its target.
     WalPinned,
@@ -285,9 +285,11 @@ fn wait(waiter: &Waiter, limits: &HealthLimits) -> Option<HealthReason> {
 fn wal(seen: &Seen, config: &Config) -> Option<HealthReason> {
     let bytes = seen.stats.wal_pages * seen.stats.page_bytes;
     let percent = u64::from(config.health.wal_degraded_percent);
+    // A WAL at its limit is begun anew by the next write, unless somebody pins it.
+    let state = if seen.stats.is_wal_full { HealthState::Failing } else { HealthState::Degraded };
     (bytes.saturating_mul(100) >= config.wal_limit_bytes.saturating_mul(percent)).then(|| HealthReason {
         kind: Trouble::WalLarge,
-        state: HealthState::Degraded,
+        state,
         message: format!(
             "the WAL has {} MiB of the {} it may have",
             bytes >> 20,

@@ -40,6 +40,11 @@ impl Envelope {
         self.claim.as_ref().is_none_or(|claim| claim.start())
     }
 
+    /// Whether its caller has not taken it back.
+    pub(crate) fn waits(&self) -> bool {
+        self.claim.as_ref().is_none_or(|claim| !claim.is_withdrawn())
+    }
+
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
     }
@@ -79,6 +84,10 @@ impl Claim {
     /// The caller takes the command back; false if the writer has started it.
     pub(crate) fn withdraw(&self) -> bool {
         self.decide(WITHDRAWN)
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.0.load(Ordering::Acquire) == WITHDRAWN
     }
 
     fn decide(&self, state: u8) -> bool {

@@ -9,7 +9,9 @@ use crate::failed::FailedCommand;
 use crate::fork::Generation;
 use crate::health::{Seen, Waiter};
 use crate::holder::Holder;
-use crate::import::{ImportStatus, Imports};
+use crate::import::{ImportControl, ImportId, ImportStatus, Imports};
+use crate::lane::Lane;
+use crate::message::Envelope;
 use crate::queue::{Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::reading::Reading;
@@ -78,7 +80,8 @@ impl Meter {
     fn oldest_waiter(&self) -> Option<Waiter> {
         let now = Instant::now();
         self.queue.upgrade()?.look(|lanes| {
-            let oldest = lanes.heads().min_by_key(|waiting| waiting.submitted)?;
+            let waiting = Lane::ALL.into_iter().filter_map(|lane| lanes.first(lane, Envelope::waits));
+            let oldest = waiting.min_by_key(|waiting| waiting.submitted)?;
             let waited = now.saturating_duration_since(oldest.submitted);
             Some(Waiter { label: oldest.label.clone(), lane: oldest.lane, waited })
         })
@@ -86,6 +89,10 @@ impl Meter {
 
     pub(crate) fn recent_failures(&self) -> Vec<FailedCommand> {
         if self.is_forked() { Vec::new() } else { self.board.recent_failures() }
+    }
+
+    pub(crate) fn import_control(&self, id: &ImportId) -> Option<ImportControl> {
+        if self.is_forked() { None } else { self.imports.control(id) }
     }
 
     pub(crate) fn imports(&self) -> Vec<ImportStatus> {

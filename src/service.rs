@@ -342,7 +342,7 @@ impl<H> WriterThread<H> {
     ) -> Result<(WriteConnection, Housekeeper, Arc<ReaderPool>), OpenErrorReason> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
         let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
-        connection.recall_imports(&self.imports)?;
+        connection.recall_imports(&self.imports);
         let readers = ReaderPool::open(self.location.clone(), self.config.clone())?;
         Ok((connection, self.start_housekeeper(housekeeping)?, readers))
     }

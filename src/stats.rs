@@ -1,6 +1,6 @@
 //! What the service has measured of itself.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram as Hdr;
 use serde::Serialize;
@@ -44,6 +44,8 @@ pub struct Stats {
     /// How long the writer has waited for other programs in all, or left the write lock free for them.
     #[serde(rename = "foreign_wait_us", serialize_with = "micros")]
     pub foreign_wait: Duration,
+    /// Whether commands wait now since the WAL has reached its limit, and somebody keeps it from being begun anew.
+    pub is_wal_full: bool,
     /// Whether writes are refused now: after failures, on a full disk, or for good.
     pub is_refusing_writes: bool,
     /// What became of the entries of imports.
@@ -305,12 +307,9 @@ fn values(histogram: &Hdr<u64>) -> impl Iterator<Item = (u64, u64)> {
 #[cfg(feature = "metrics")]
 fn since(now: &Hdr<u64>, earlier: &Hdr<u64>) -> Hdr<u64> {
     let mut added = now.clone();
-    // It fails where `earlier` holds more, which is then no earlier state of this one: all of it is new.
-    if added.subtract(earlier).is_err() {
-        return now.clone();
-    }
-    // The largest value of one that was emptied is not zero.
-    if added.is_empty() { Hdr::new_from(now) } else { added }
+    // It fails where `earlier` holds more, which is then no earlier state of this one. The largest value of one that
+    // was emptied is not zero.
+    if added.subtract(earlier).is_err() || added.is_empty() { Hdr::new_from(now) } else { added }
 }
 
 /// What the writer thread measures; locked once for each group.
@@ -329,6 +328,9 @@ pub(crate) struct WriterStats {
     pub(crate) foreign_commits: u64,
     pub(crate) foreign_waits: u64,
     pub(crate) foreign_wait: Duration,
+    /// Since when the writer has been waiting for another program now.
+    pub(crate) foreign_since: Option<Instant>,
+    pub(crate) is_wal_full: bool,
 }
 
 impl WriterStats {
@@ -345,7 +347,8 @@ impl WriterStats {
         stats.connections_replaced = self.connections_replaced;
         stats.foreign_commits = self.foreign_commits;
         stats.foreign_waits = self.foreign_waits;
-        stats.foreign_wait = self.foreign_wait;
+        stats.foreign_wait = self.foreign_wait_until_now();
+        stats.is_wal_full = self.is_wal_full;
     }
 
     /// What was measured since an earlier state of this one.
@@ -365,8 +368,14 @@ impl WriterStats {
             connections_replaced: count(|stats| stats.connections_replaced),
             foreign_commits: count(|stats| stats.foreign_commits),
             foreign_waits: count(|stats| stats.foreign_waits),
-            foreign_wait: self.foreign_wait.saturating_sub(earlier.foreign_wait),
+            foreign_wait: self.foreign_wait_until_now().saturating_sub(earlier.foreign_wait_until_now()),
+            foreign_since: None,
+            is_wal_full: self.is_wal_full,
         }
+    }
+
+    fn foreign_wait_until_now(&self) -> Duration {
+        self.foreign_wait + self.foreign_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(crate) fn record_group_size(&mut self, size: &PerLane<u64>) {

@@ -112,6 +112,8 @@ pub struct WriteTransaction<'c> {
     error: (i32, Option<String>),
     /// Why the last piece of user code that failed did.
     reason: Option<Box<Reason>>,
+    /// The failure that comes is told by others.
+    is_told: bool,
 }
 
 impl<'c> Deref for WriteTransaction<'c> {
@@ -278,9 +280,16 @@ impl<'c> WriteTransaction<'c> {
 
     fn note_reason<T, E>(&mut self, ran: &Result<T, Fault<E>>) {
         let (code, message) = std::mem::replace(&mut self.error, (ffi::SQLITE_OK, None));
-        if let Err(fault) = ran {
+        if let Err(fault) = ran
+            && !std::mem::take(&mut self.is_told)
+        {
             self.reason = Some(Box::new(Reason::new(&fault.error, code, message.as_deref())));
         }
+    }
+
+    /// The failure of an entry is about to fail its whole batch: the import tells it, and nobody else should.
+    pub(crate) fn is_told_by_the_import(&mut self) {
+        self.is_told = true;
     }
 
     /// Why the last piece of user code that failed did.
@@ -508,6 +517,7 @@ impl<'c> TransactionControl<'c> {
             savepoint_stuck: false,
             error: (ffi::SQLITE_OK, None),
             reason: None,
+            is_told: false,
         }
     }
 }

@@ -215,6 +215,144 @@ async fn an_import_whose_record_is_deleted_imports_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_stream_that_ends_before_the_place_to_go_on_is_refused_and_loses_nothing() {
+    let db = TestDb::open().await;
+    // Cut off in the middle.
+    let run =
+        db.import("numbers", stream::iter(0..100_i64)).id("short").batch(Batch::Fixed(10)).run(insert_entry);
+    let (control, progress) = (run.control(), run.progress());
+    let cut = async {
+        progress.filter(|progress| std::future::ready(progress.accepted >= 50)).boxed().next().await;
+        control.cancel();
+    };
+    soon(async { tokio::join!(run, cut) }).await.0.unwrap_err();
+    let settled = record_of(&db, "short").await.next_entry;
+    let short = db.import("numbers", stream::iter(0..5_i64)).id("short").run(insert_entry);
+    let refused = soon(short).await.unwrap_err();
+    let missing = settled - 5;
+    assert!(
+        matches!(refused.failure, ImportFailure::StreamTooShort { missing: m } if m == missing),
+        "{refused}"
+    );
+    assert_eq!(record_of(&db, "short").await.state, ImportState::Stopped);
+    let whole = db.import("numbers", stream::iter(0..100_i64)).id("short").run(insert_entry);
+    assert_eq!(soon(whole).await.unwrap().accepted, 100 - settled);
+    assert_eq!(db.xs().await, (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_import_that_goes_on_while_its_dropped_run_has_a_batch_on_its_way_imports_nothing_twice() {
+    let db = TestDb::open().await;
+    let (items, is_polled, open) = gated(stream::iter(0..30_i64));
+    let handle = (*db).clone();
+    let dropped = tokio::spawn(async move {
+        handle.import("numbers", items).id("again").batch(Batch::Fixed(10)).run(insert_entry).await
+    });
+    is_polled.await.unwrap();
+    let gate = common::Gate::close(&db).await;
+    open.send(()).unwrap();
+    common::until("its batch waits", || db.stats().queue_depth.bulk == 1).await;
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+    let again = db.import("numbers", stream::iter(0..30_i64)).id("again").run(insert_entry);
+    let others = async {
+        common::until("it waits behind the batch", || db.stats().queue_depth.bulk == 2).await;
+        gate.open().await;
+    };
+    let (report, _) = soon(async { tokio::join!(again, others) }).await;
+    assert_eq!(report.unwrap().skipped, 10);
+    assert_eq!(db.xs().await, (0..30).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_import_without_an_id_outlives_a_thousand_others_and_its_made_up_id_can_be_kept() {
+    let db = TestDb::open().await;
+    let (items, is_polled, open) = gated(stream::iter(0..10_i64));
+    let others = async {
+        is_polled.await.unwrap();
+        for _ in 0..1_010 {
+            soon(db.import("empty", stream::empty::<i64>()).run(insert_entry)).await.unwrap();
+        }
+        open.send(()).unwrap();
+    };
+    let run = db.import("numbers", items).run(insert_entry);
+    let (report, ()) = tokio::join!(run, others);
+    let report = report.unwrap();
+    assert_eq!(report.accepted, 10);
+
+    // Asked for by its id, it is one with an id from now on.
+    let again = || db.import("numbers", stream::iter(0..10_i64)).id(report.id.clone()).run(insert_entry);
+    assert_eq!(soon(again()).await.unwrap().skipped, 10);
+    for _ in 0..1_010 {
+        soon(db.import("empty", stream::empty::<i64>()).run(insert_entry)).await.unwrap();
+    }
+    assert_eq!(soon(again()).await.unwrap().skipped, 10);
+    assert_eq!(db.xs().await.len(), 10);
+}
+
+#[tokio::test]
+async fn failed_preparations_are_written_down_as_they_come_and_let_others_have_their_turn() {
+    let db = TestDb::open().await;
+    let import = |entries: i64| {
+        let prepare = |_: i64| async { Err::<i64, _>(rusqlite::Error::InvalidQuery) };
+        let numbers = db.import("numbers", stream::iter(0..entries)).id("bad");
+        numbers.failures_kept(1).prepare(1, prepare).run(insert_entry)
+    };
+    let run = import(i64::MAX);
+    let control = run.control();
+    // It never waits for anything but the writer, and the runtime has one thread.
+    let others = async {
+        common::until("it is written down", || db.stats().import_entries.failed > 2_000).await;
+        assert!(record_of(&db, "bad").await.next_entry >= 256);
+        control.cancel();
+    };
+    let (stopped, ()) = soon(async { tokio::join!(run, others) }).await;
+    assert!(matches!(stopped.unwrap_err().failure, ImportFailure::Cancelled));
+    let record = record_of(&db, "bad").await;
+    assert_eq!((record.failed, record.failures.len()), (record.next_entry, 10));
+    let entries = record.next_entry.cast_signed() + 10;
+    let report = soon(import(entries)).await.unwrap();
+    assert_eq!((report.skipped, report.failed), (record.next_entry, 10));
+    assert_eq!(record_of(&db, "bad").await.failed, record.failed + 10);
+}
+
+#[tokio::test]
+async fn what_was_lost_before_it_began_counts_against_no_batch() {
+    let db = TestDb::open_with(|config| config.busy_timeout = Duration::from_nanos(1)).await;
+    let (items, is_polled, open) = gated(stream::iter(0..3_i64));
+    let other = db.plain();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let run = db.import("numbers", items).lost_batches_max(3).run(insert_entry);
+    let lost = |count| {
+        let db = &db;
+        move || db.imports().first().is_some_and(|import| import.progress.batches_lost == count)
+    };
+    let others = async {
+        common::until("it can't begin", lost(2)).await;
+        other.execute_batch("COMMIT").unwrap();
+        is_polled.await.unwrap();
+        assert_eq!(db.imports()[0].progress.lost_in_a_row, 0);
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        open.send(()).unwrap();
+        common::until("its batch is lost", lost(4)).await;
+        other.execute_batch("COMMIT").unwrap();
+    };
+    let (report, ()) = soon(async { tokio::join!(run, others) }).await;
+    assert_eq!(report.unwrap().accepted, 3);
+}
+
+#[tokio::test]
+async fn a_table_that_is_not_ours_keeps_no_database_from_being_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    common::plain(&path).execute_batch("CREATE TABLE solewriter_imports (other)").unwrap();
+    let db = Database::open(&path).await.unwrap();
+    assert_eq!(db_figures(&db).await, (0, false));
+    let run = db.import("numbers", stream::iter(0..3_i64)).run(insert_entry);
+    assert!(matches!(run.await.unwrap_err().failure, ImportFailure::Record(_)));
+}
+
+#[tokio::test]
 async fn an_import_that_is_dropped_is_interrupted_and_goes_on_later() {
     let db = TestDb::open().await;
     let (items, is_polled, open) = gated(stream::iter(0..5_i64));

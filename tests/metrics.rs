@@ -83,6 +83,26 @@ async fn work(db: &Database) -> Gate {
     Gate::close(db).await
 }
 
+#[test]
+fn threads_that_publish_at_the_same_time_count_nothing_twice() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let db = runtime.block_on(TestDb::open());
+    let (local, publisher) = (Local::new(), Publisher::new(&db));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                metrics::with_local_recorder(&local.recorder, || (0..30).for_each(|_| publisher.publish()));
+            });
+        }
+        let insert = |x: i64| db.blocking().execute("INSERT INTO t (x) VALUES (?1)", (x,)).wait();
+        (0..100).for_each(|x| assert_eq!(insert(x).unwrap(), 1));
+    });
+    let given = local.publish(&publisher);
+    let stats = db.stats();
+    assert_eq!(given.counters["solewriter_commands_total{outcome=committed}"], stats.commands.committed);
+    assert_eq!(given.histograms["solewriter_commit_seconds"].len() as u64, stats.commit.count);
+}
+
 #[tokio::test]
 async fn counters_and_gauges_are_those_of_the_stats() {
     let db = TestDb::open().await;

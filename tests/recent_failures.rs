@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Gate, Kind, TestDb, add, committed, insert, soon};
 use futures_util::stream;
 use rusqlite::ffi;
-use solewriter::{Database, FailedCommand, Lane, Outcome, WriteTransaction};
+use solewriter::{Database, FailedCommand, Lane, OnError, Outcome, WriteTransaction};
 
 const SECRET: &str = "s3cr3t";
 
@@ -123,6 +123,22 @@ async fn an_entry_of_an_import_is_named_by_its_place() {
     assert_eq!(entries, [(Some(1), Lane::Bulk), (Some(3), Lane::Bulk)]);
     assert_eq!(failures[0].outcome, Outcome::NotStarted);
     assert_eq!(failures[1].constraint.as_deref(), Some("t.x"));
+}
+
+#[tokio::test]
+async fn an_entry_that_costs_its_whole_batch_is_told_once() {
+    let db = TestDb::open().await;
+    insert(&db, 3).await.unwrap();
+    let all = db.import("numbers", stream::iter(0..5_i64)).on_error(OnError::AllOrNothing);
+    soon(all.run(|tx, x| add(tx, *x))).await.unwrap_err();
+    let ends = db.import("numbers", stream::iter(10..13_i64));
+    let ends = ends.run(|tx, x| {
+        if *x == 11 { tx.execute("INSERT OR ROLLBACK INTO t (x) VALUES (3)", ()) } else { add(tx, *x) }
+    });
+    assert_eq!(soon(ends).await.unwrap().failed, 1);
+    let failures = db.recent_failures();
+    let told: Vec<_> = failures.iter().map(|failed| (failed.entry, failed.constraint.as_deref())).collect();
+    assert_eq!(told, [(Some(3), Some("t.x")), (Some(1), Some("t.x"))]);
 }
 
 #[tokio::test]

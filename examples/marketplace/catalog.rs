@@ -26,7 +26,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    /// The entry in the first three columns: id, name, status.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Entry> {
         Ok(Entry { id: row.get(0)?, name: row.get(1)?, status: row.get(2)? })
     }
 }

@@ -57,6 +57,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PATH")]
     pub(crate) db: Option<PathBuf>,
 
+    /// Then keep serving the database at ADDRESS, such as 127.0.0.1:8080, until Ctrl-C: the catalog, imports, the
+    /// dashboard. Who reaches the address may change the catalog. Needs the feature `http`.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "compare")]
+    pub(crate) serve: Option<String>,
+
     /// Write the figures to FILE, too.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -86,13 +91,23 @@ impl Options {
     pub(crate) fn from_args() -> Options {
         let options = Options::parse();
         if let Err(message) = options.check() {
-            let mut command = Options::command();
-            command.error(ErrorKind::ValueValidation, message).exit();
+            Options::refuse(message);
         }
         options
     }
 
+    /// Ends the program with a message and status 2.
+    pub(crate) fn refuse(message: String) -> ! {
+        Options::command().error(ErrorKind::ValueValidation, message).exit()
+    }
+
     fn check(&self) -> Result<(), String> {
+        if self.serve.is_some() && !cfg!(feature = "http") {
+            let command = "cargo run --release --example marketplace --features http -- --serve ADDRESS";
+            return Err(format!(
+                "--serve: this program was built without the feature `http`; run\n  {command}"
+            ));
+        }
         if let Some(from) = &self.from
             && !from.is_dir()
         {

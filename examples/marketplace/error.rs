@@ -32,6 +32,9 @@ pub(crate) enum Error {
     Io { path: PathBuf, source: io::Error },
     /// A part of the run panicked.
     Task(JoinError),
+    /// The marketplace can't be served.
+    #[cfg(feature = "http")]
+    Serve(io::Error),
 }
 
 /// An error and everything that caused it, on one line.
@@ -65,6 +68,8 @@ impl fmt::Display for Error {
             Error::Shutdown(_) => write!(f, "the sole writer did not end"),
             Error::Io { path, .. } => write!(f, "cannot write {}", path.display()),
             Error::Task(_) => write!(f, "a part of the run ended early"),
+            #[cfg(feature = "http")]
+            Error::Serve(_) => write!(f, "cannot serve the marketplace"),
         }
     }
 }
@@ -81,6 +86,8 @@ impl StdError for Error {
             Error::Shutdown(error) => error,
             Error::Io { source, .. } => source,
             Error::Task(error) => error,
+            #[cfg(feature = "http")]
+            Error::Serve(error) => error,
         })
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Figures {
     pub(crate) failed: u64,
     pub(crate) success_percent: f64,
     pub(crate) wall_s: f64,
+    /// How much later than the first import the last one was done.
+    pub(crate) spread_percent: f64,
     pub(crate) entries_per_s: f64,
     pub(crate) imports_per_3_s: f64,
     pub(crate) batches: u64,
@@ -66,6 +68,7 @@ impl Figures {
             failed: first.imported.failed,
             success_percent: rounded(100.0 * ratio(first.imported.imported, entries)),
             wall_s: rounded(wall_s),
+            spread_percent: rounded(first.spread_percent()),
             entries_per_s: rounded(first.entries_per_s()),
             imports_per_3_s: rounded(3.0 * *imports as f64 / wall_s),
             batches: first.imported.batches,

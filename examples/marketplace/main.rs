@@ -2,7 +2,7 @@
 //!
 //! Scans the crates that cargo has unpacked, imports them as several sources at once through a real schema
 //! with search indexes and triggers, and measures what the people who rename and list entries meanwhile have
-//! to wait. `--compare` does the same with plain connections first.
+//! to wait. `--compare` does the same with plain connections first, and `--serve` goes on as a web service.
 
 #![cfg_attr(test, allow(clippy::expect_used))]
 
@@ -28,6 +28,9 @@ mod service;
 
 mod plain;
 mod writer;
+
+#[cfg(feature = "http")]
+mod serve;
 
 mod figures;
 mod goals;
@@ -67,15 +70,23 @@ fn is_right(run: &Finished) -> bool {
 }
 
 async fn run(options: &Options) -> Result<Vec<Finished>, Error> {
+    // Now, and not after the run: the address may be taken.
+    #[cfg(feature = "http")]
+    let listener = options.serve.as_deref().map(|address| {
+        serve::bind(address).unwrap_or_else(|error| Options::refuse(format!("--serve {address}: {error}")))
+    });
     let marketplace = scan(options)?;
     let asked = options.shape().entries_per_source;
     println!("{}", report::marketplace(&marketplace, asked));
     // Also brings the files into the system's cache, so that every mode finds them there.
     let expected = expected(&marketplace)?;
+    let temporary = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
+    let db_path =
+        |run: Run| options.db_path(run).unwrap_or_else(|| temporary.path().join(format!("{}.db", run.name)));
     let mut finished = Vec::new();
     for run in options.runs() {
         eprintln!("{}", report::beginning(run, options));
-        finished.push(run_one(run, options, &marketplace, &expected).await?);
+        finished.push(run_one(run, options, &marketplace, &expected, &db_path(run)).await?);
     }
     println!("{}", report::table(&finished));
     for run in &finished {
@@ -86,6 +97,10 @@ async fn run(options: &Options) -> Result<Vec<Finished>, Error> {
     }
     if let Some(path) = &options.json {
         write_json(path, options, &finished)?;
+    }
+    #[cfg(feature = "http")]
+    if let (Some(listener), Some(&run)) = (listener, options.runs().last()) {
+        serve::serve(listener, &db_path(run), &marketplace, options.work()).await?;
     }
     Ok(finished)
 }
@@ -116,13 +131,11 @@ async fn run_one(
     options: &Options,
     marketplace: &Marketplace,
     expected: &[PreparedEntry],
+    db_path: &Path,
 ) -> Result<Finished, Error> {
-    let temporary = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
-    let kept = options.db_path(run);
-    let db_path = kept.unwrap_or_else(|| temporary.path().join("marketplace.db"));
-    seed::create(&db_path, marketplace)?;
-    let measured = run_mode(run, options, marketplace, &db_path).await?;
-    let mut verification = verify(&db_path, expected)?;
+    seed::create(db_path, marketplace)?;
+    let measured = run_mode(run, options, marketplace, db_path).await?;
+    let mut verification = verify(db_path, expected)?;
     verification.compare_with(&measured);
     let sources = marketplace.sources.iter().take(run.imports);
     let poisoned = sources.map(|source| source.poisoned_count() as u64).sum();

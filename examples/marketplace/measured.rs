@@ -58,20 +58,41 @@ impl Imported {
     }
 }
 
+/// One round of imports.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Round {
+    /// From its start until its last import is done.
+    pub(crate) wall: Duration,
+    /// From its start until its first import is done.
+    pub(crate) first_done: Duration,
+    pub(crate) imported: Imported,
+}
+
 /// Rounds of imports; in one round every source is imported once, all at the same time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Rounds {
     pub(crate) count: u64,
     /// From the start of a round until its last import is done, over all rounds.
     pub(crate) wall: Duration,
+    /// The same until its first import is done.
+    pub(crate) first_done: Duration,
     pub(crate) imported: Imported,
 }
 
 impl Rounds {
-    pub(crate) fn add(&mut self, wall: Duration, imported: Imported) {
+    pub(crate) fn add(&mut self, round: Round) {
         self.count += 1;
-        self.wall += wall;
-        self.imported.add(imported);
+        self.wall += round.wall;
+        self.first_done += round.first_done;
+        self.imported.add(round.imported);
+    }
+
+    /// How much later than the first import of a round the last one is done, in percent.
+    pub(crate) fn spread_percent(&self) -> f64 {
+        if self.first_done.is_zero() {
+            return 0.0;
+        }
+        100.0 * (self.wall.as_secs_f64() / self.first_done.as_secs_f64() - 1.0)
     }
 
     /// Entries imported per second; zero if there was no round.
@@ -177,7 +198,16 @@ mod tests {
     }
 
     #[test]
-    fn no_round_has_no_speed() {
+    fn no_round_has_no_speed_and_no_spread() {
         assert_eq!(Rounds::default().entries_per_s(), 0.0);
+        assert_eq!(Rounds::default().spread_percent(), 0.0);
+    }
+
+    #[test]
+    fn the_spread_is_what_the_last_import_takes_longer_than_the_first() {
+        let (wall, first_done) = (Duration::from_millis(4_500), Duration::from_secs(4));
+        let mut rounds = Rounds::default();
+        rounds.add(Round { wall, first_done, ..Round::default() });
+        assert_eq!(rounds.spread_percent(), 12.5);
     }
 }

@@ -90,11 +90,12 @@ impl Row {
     }
 }
 
-const IMPORT_ROWS: [Row; 8] = [
+const IMPORT_ROWS: [Row; 9] = [
     Row::new("imports at once", |f| f.imports.to_string()),
     Row::new("entries imported / failed", |f| format!("{} / {}", f.imported, f.failed)),
     Row::new("success, %", |f| f.success_percent.to_string()).beside("98", "> 99.5"),
     Row::new("wall, s", |f| short(f.wall_s)),
+    Row::new("last done after the first, %", |f| short(f.spread_percent)),
     Row::new("entries/s", |f| short(f.entries_per_s)),
     Row::new("imports per 3 s", |f| short(f.imports_per_3_s)).beside("1", "3"),
     Row::new("batches", |f| f.batches.to_string()),

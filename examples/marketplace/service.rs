@@ -12,7 +12,7 @@ use crate::cli::Options;
 use crate::error::Error;
 use crate::load::{Requests, open_loop};
 use crate::marketplace::{Marketplace, Source};
-use crate::measured::{Answer, Imported, Measured, Rounds, WriteFigures};
+use crate::measured::{Answer, Imported, Measured, Round, Rounds, WriteFigures};
 
 /// What a mode has to be able to do.
 pub(crate) trait Service: Send + Sync + 'static {
@@ -79,12 +79,10 @@ async fn rounds<S: Service>(
     let start = Instant::now();
     let bars = Bars::of(sources);
     let (mut first, mut again) = (Rounds::default(), Rounds::default());
-    let (wall, imported) = round(service, sources, &bars, "import").await?;
-    first.add(wall, imported);
+    first.add(round(service, sources, &bars, "import").await?);
     while start.elapsed() < repeat_for {
         let title = format!("re-import {}", again.count + 1);
-        let (wall, imported) = round(service, sources, &bars, &title).await?;
-        again.add(wall, imported);
+        again.add(round(service, sources, &bars, &title).await?);
     }
     Ok((first, again))
 }
@@ -95,7 +93,7 @@ async fn round<S: Service>(
     sources: &[Arc<Source>],
     bars: &Bars,
     title: &str,
-) -> Result<(Duration, Imported), Error> {
+) -> Result<Round, Error> {
     let start = Instant::now();
     let mut imports = JoinSet::new();
     for (source, bar) in sources.iter().zip(&bars.0) {
@@ -104,11 +102,13 @@ async fn round<S: Service>(
         let service = Arc::clone(service);
         imports.spawn(service.import(Arc::clone(source), bar.clone()));
     }
-    let mut total = Imported::default();
-    while let Some(imported) = imports.join_next().await {
-        total.add(imported??);
+    let (mut imported, mut first_done) = (Imported::default(), None);
+    while let Some(one) = imports.join_next().await {
+        first_done.get_or_insert_with(|| start.elapsed());
+        imported.add(one??);
     }
-    Ok((start.elapsed(), total))
+    let wall = start.elapsed();
+    Ok(Round { wall, first_done: first_done.unwrap_or(wall), imported })
 }
 
 /// One progress bar per import; indicatif hides them where there is no terminal.

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures_util::stream;
 use indicatif::ProgressBar;
-use solewriter::{Command, Database, Drain, FailedEntry, Lane, WriteTransaction};
+use solewriter::{
+    Command, Database, Drain, FailedEntry, ImportReport, ImportRun, Lane, ShutdownReport, WriteTransaction,
+};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -41,12 +43,13 @@ pub(crate) async fn run(
 ) -> Result<Measured, Error> {
     let service = Arc::new(SoleWriter::open(db_path, options.work()).await?);
     let measured = drive(&service, options, marketplace, imports).await;
-    service.database.shutdown(Drain::within(SHUTDOWN_MAX)).await?;
+    service.shutdown().await?;
     measured
 }
 
-struct SoleWriter {
-    database: Database,
+/// The marketplace's database behind its sole writer.
+pub(crate) struct SoleWriter {
+    pub(crate) database: Database,
     work: Duration,
     /// Permits to hash, for all imports together.
     hashers: Semaphore,
@@ -65,30 +68,14 @@ impl Command for Rename {
 impl Service for SoleWriter {
     async fn import(self: Arc<Self>, source: Arc<Source>, progress: ProgressBar) -> Result<Imported, Error> {
         let import_id = Uuid::new_v4().to_string();
-        let apply = move |tx: &mut WriteTransaction<'_>, entry: &PreparedEntry| {
-            import_entry(tx, entry, &import_id, &now()).map_err(Error::from)
-        };
-        let mut imported = 0;
-        let report = self
-            .database
-            .import("marketplace.import", stream::iter(0..source.entries.len()))
-            .failures_kept(source.entries.len())
-            .prepare(self.prepared_at_once(), |position| self.prepare(&source, position))
-            .run_observed(apply, |index, outcome| {
-                let entries = entry_at(&source, index).entry_count() as u64;
-                progress.inc(entries);
-                if outcome.is_ok() {
-                    imported += entries;
-                }
-            })
-            .await
-            .map_err(|error| Error::Import(Box::new(error)))?;
-        for failure in &report.failures {
-            self.record(entry_at(&source, failure.index), failure).await?;
-        }
+        let run = self.import_run(&source, &import_id, progress);
+        let report = run.await.map_err(|error| Error::Import(Box::new(error)))?;
+        self.record_failures(&source, &report).await?;
+        let failed: usize =
+            report.failures.iter().map(|failure| entry_at(&source, failure.index).entry_count()).sum();
         Ok(Imported {
-            imported,
-            failed: source.entry_count() as u64 - imported,
+            imported: (source.entry_count() - failed) as u64,
+            failed: failed as u64,
             batches: report.batches,
             locked_errors: report.batches_busy,
         })
@@ -124,9 +111,62 @@ impl Service for SoleWriter {
 }
 
 impl SoleWriter {
-    async fn open(db_path: &Path, work: Duration) -> Result<SoleWriter, Error> {
+    /// Opens the database; `work` is slept for each entry that is imported.
+    ///
+    /// # Errors
+    /// What keeps the database from being opened.
+    pub(crate) async fn open(db_path: &Path, work: Duration) -> Result<SoleWriter, Error> {
         let database = Database::open(db_path).await?;
         Ok(SoleWriter { database, work, hashers: Semaphore::new(hashers_max()) })
+    }
+
+    /// Finishes what was accepted and closes the database.
+    ///
+    /// # Errors
+    /// The writer was not done in time.
+    pub(crate) async fn shutdown(&self) -> Result<ShutdownReport, Error> {
+        Ok(self.database.shutdown(Drain::within(SHUTDOWN_MAX)).await?)
+    }
+
+    /// The import of a source, not begun yet, under the id that its rows bear too. `progress` advances by the
+    /// entries as they are committed or have failed.
+    pub(crate) fn import_run(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        import_id: &str,
+        progress: ProgressBar,
+    ) -> ImportRun<'static, Error> {
+        let (entries, counted) = (Arc::clone(source), Arc::clone(source));
+        let (writer, rows_id) = (Arc::clone(self), import_id.to_owned());
+        self.database
+            .import("marketplace.import", stream::iter(0..source.entries.len()))
+            .id(import_id)
+            .failures_kept(source.entries.len())
+            .prepare(self.prepared_at_once(), move |position| {
+                let (writer, entries) = (Arc::clone(&writer), Arc::clone(&entries));
+                async move { writer.prepare(&entries, position).await }
+            })
+            .run_observed(
+                move |tx, entry: &PreparedEntry| {
+                    import_entry(tx, entry, &rows_id, &now()).map_err(Error::from)
+                },
+                move |index, _| progress.inc(entry_at(&counted, index).entry_count() as u64),
+            )
+    }
+
+    /// Notes on the entries that failed, and on their children, why.
+    ///
+    /// # Errors
+    /// The first note that could not be written.
+    pub(crate) async fn record_failures(
+        &self,
+        source: &Source,
+        report: &ImportReport<Error>,
+    ) -> Result<(), Error> {
+        for failure in &report.failures {
+            self.record(entry_at(source, failure.index), failure).await?;
+        }
+        Ok(())
     }
 
     /// Work besides the hashing is the guide's, which takes an import's entries one after the other.

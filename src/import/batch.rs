@@ -153,6 +153,7 @@ where
                     loss.is_some() || is_environmental(&error) || matches!(extent, Extent::AllOrNothing);
                 let fault = EntryFault { error, reason };
                 if costs_all {
+                    tx.is_told_by_the_import();
                     return Err(BatchFault::Entry(position, fault));
                 }
                 Err(fault)

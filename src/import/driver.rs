@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 
 use super::batch::{self, BatchDone, BatchFault, Chunk, Entry, EntryFault, is_environmental};
 use super::control::{ImportControl, Wish};
@@ -28,6 +29,12 @@ use crate::write::{Async, Write};
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How many failed preparations are at most kept before they are written down.
+const UNPREPARED_MAX: usize = 256;
+
+/// After so many entries others get their turn, however fast they come.
+const YIELD_EVERY: u64 = 64;
 
 /// What others hold of an import too.
 pub(super) struct Strings {
@@ -119,12 +126,16 @@ where
         let imports = self.service.imports.clone();
         let (id, label) = (self.report.id.clone(), self.report.label.clone());
         let (control, progress) = (self.strings.control.clone(), self.strings.progress.clone());
+        if self.service.is_forked() {
+            return Err(ImportFailure::Writer(NotStarted::Forked.into()));
+        }
         let Some(_registered) = imports.begin(id, label, control, progress) else {
             return Err(ImportFailure::AlreadyRunning);
         };
         let begun = self.begin().await?;
         self.report.skipped = begun.next_entry;
         self.arrived = begun.next_entry;
+        self.lost_in_a_row = 0;
         self.tell_progress();
         if begun.is_complete {
             return Ok(());
@@ -191,10 +202,13 @@ where
                     chunk.as_ref().filter(|_| wish == Wish::Run).map(|chunk| self.send(chunk.clone()));
             }
             if in_flight.is_none() && chunk.is_none() && entries.is_done() {
-                return Ok(());
+                return self.check_end();
             }
             let goes_on = wish == Wish::Run && self.check_failures().is_ok() && !entries.is_done();
-            let has_room = goes_on && ready.len() < self.settings.buffer();
+            let has_room = goes_on && ready.len() < self.settings.buffer() && !self.has_many_unprepared();
+            if self.arrived.is_multiple_of(YIELD_EVERY) {
+                yield_now().await;
+            }
             tokio::select! {
                 biased;
                 reply = answer(&mut in_flight) => {
@@ -231,13 +245,31 @@ where
         if all_or_nothing && ready.len() > ALL_OR_NOTHING_ENTRIES_MAX {
             return Err(ImportFailure::TooManyEntries);
         }
-        if ready.is_empty() || (ready.len() < self.settings.chunk_min() && !ended) {
+        let is_worth_a_batch = !ready.is_empty() && (ready.len() >= self.settings.chunk_min() || ended);
+        if !is_worth_a_batch && !self.has_many_unprepared() {
             return Ok(None);
         }
         let rest = ready.split_off(ready.len().min(self.settings.chunk_max()));
         let end_entry = rest.first().map_or(self.arrived, |entry| entry.index);
         let unprepared = self.journal.take_unprepared(end_entry);
         Ok(Some(Chunk::new(std::mem::replace(ready, rest), end_entry, unprepared)))
+    }
+
+    /// Whether so many preparations have failed that they are to be written down, with a batch of nothing else if
+    /// need be.
+    fn has_many_unprepared(&self) -> bool {
+        self.journal.unprepared_count() >= UNPREPARED_MAX
+    }
+
+    /// At the end of the stream: whether it was the whole one.
+    fn check_end(&self) -> Result<(), ImportFailure> {
+        match self.strings.skip.left() {
+            0 => {
+                self.strings.progress.send_modify(|progress| progress.total = Some(self.arrived));
+                Ok(())
+            }
+            missing => Err(ImportFailure::StreamTooShort { missing }),
+        }
     }
 
     fn send<I, T>(&self, chunk: Chunk<I>) -> InFlight<T, E>

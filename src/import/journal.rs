@@ -47,7 +47,8 @@ impl Journal {
     /// Writes down that the import begins, and learns where.
     pub(super) async fn begin(&mut self) -> Result<Begun, WriteError> {
         let (id, is_named, label, at) = (self.id.clone(), self.is_named, self.label.clone(), self.started_at);
-        let begun = self.write(move |tx| record::begin(tx, &id, is_named, &label, at)).await?;
+        let running = self.service.imports.running_ids();
+        let begun = self.write(move |tx| record::begin(tx, &id, is_named, &label, at, &running)).await?;
         self.number = begun.number;
         Ok(begun)
     }
@@ -104,14 +105,21 @@ impl Journal {
         std::mem::replace(&mut self.unprepared, rest)
     }
 
-    /// Runs a statement of the import's own, in its lane.
+    /// How many entries whose preparation failed are not written down yet.
+    pub(super) fn unprepared_count(&self) -> usize {
+        self.unprepared.len()
+    }
+
+    /// Runs a statement of the import's own in its lane, under a label of its own: the writer learns how long a
+    /// label takes, and batches take longer.
     fn write<T, F>(&self, work: F) -> impl Future<Output = Result<T, WriteError>> + Send + use<T, F>
     where
         T: Send + 'static,
         F: Fn(&mut WriteTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
-        let (service, label) = (self.service.clone(), self.label.clone());
+        let service = self.service.clone();
         async move {
+            let label = Label::from("solewriter.imports");
             let write: Write<'_, _, Async> = Write::new(&service, label, Lane::Bulk, Rerunnable::new(work));
             write.await
         }

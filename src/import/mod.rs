@@ -133,7 +133,7 @@ impl<S> Import<S> {
     ///         .await?;
     ///     assert_eq!(report.skipped, skipped);
     /// }
-    /// let count: u64 = db.read("count", |tx| tx.query_row("SELECT count(*) FROM words", (), |row| row.get(0))).await?;
+    /// let count: i64 = db.read("count", |tx| tx.query_row("SELECT count(*) FROM words", (), |row| row.get(0))).await?;
     /// assert_eq!(count, 2);
     /// # Ok(()) }
     /// ```

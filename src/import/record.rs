@@ -187,6 +187,7 @@ const SCHEMA: &str = "
         batches_lost INTEGER NOT NULL DEFAULT 0,
         hold_max_us  INTEGER NOT NULL DEFAULT 0
     ) STRICT;
+    CREATE INDEX IF NOT EXISTS solewriter_imports_ended ON solewriter_imports (ended_at);
     CREATE TABLE IF NOT EXISTS solewriter_import_failures (
         import          INTEGER NOT NULL,
         entry           INTEGER NOT NULL,
@@ -213,6 +214,7 @@ pub(super) fn begin(
     is_named: bool,
     label: &Label,
     at: SystemTime,
+    running: &[ImportId],
 ) -> rusqlite::Result<Begun> {
     if tx.query_row(HAS_TABLE, (), |_| Ok(())).optional()?.is_none() {
         tx.execute_batch(SCHEMA)?;
@@ -231,6 +233,12 @@ pub(super) fn begin(
             },
         )
         .optional()?;
+    if let Some(Begun { number, .. }) = known
+        && is_named
+    {
+        // It may have begun without: from now on it must be kept.
+        tx.execute("UPDATE solewriter_imports SET is_named = 1 WHERE number = ?1", [number])?;
+    }
     match known {
         Some(begun) if begun.is_complete => Ok(begun),
         Some(begun) => {
@@ -242,7 +250,7 @@ pub(super) fn begin(
             Ok(begun)
         }
         None => {
-            forget_old(tx)?;
+            forget_old(tx, running)?;
             tx.execute(
                 "INSERT INTO solewriter_imports (id, is_named, label, state, started_at)
                  VALUES (?1, ?2, ?3, 'running', ?4)",
@@ -253,15 +261,18 @@ pub(super) fn begin(
     }
 }
 
-/// Keeps the table small. Records with an id of their own stay, since they say what must not be imported twice.
-fn forget_old(tx: &mut WriteTransaction<'_>) -> rusqlite::Result<()> {
-    let old = "SELECT number FROM solewriter_imports
-               WHERE is_named = 0 AND number <= (SELECT max(number) - ?1 FROM solewriter_imports)";
-    tx.execute(
-        &format!("DELETE FROM solewriter_import_failures WHERE import IN ({old})"),
+/// Keeps the table small. Records with an id of their own stay, since they say what must not be imported twice, and
+/// those of imports that run, however long ago they began.
+fn forget_old(tx: &mut WriteTransaction<'_>, running: &[ImportId]) -> rusqlite::Result<()> {
+    let old: Vec<String> = tx.query_all(
+        "SELECT id FROM solewriter_imports
+         WHERE is_named = 0 AND number <= (SELECT max(number) - ?1 FROM solewriter_imports)",
         [UNNAMED_KEPT - 1],
+        |row| row.get(0),
     )?;
-    tx.execute(&format!("DELETE FROM solewriter_imports WHERE number IN ({old})"), [UNNAMED_KEPT - 1])?;
+    for id in old.into_iter().map(ImportId::from).filter(|id| !running.contains(id)) {
+        forget(tx, &id)?;
+    }
     Ok(())
 }
 

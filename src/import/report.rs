@@ -21,7 +21,7 @@ pub struct Progress {
     pub failed: u64,
     /// Entries that earlier runs of the same import had settled.
     pub skipped: u64,
-    /// How many entries there will be, those that are skipped included, where the stream can tell.
+    /// How many entries there will be at most, those that are skipped included, where the stream can tell.
     pub total: Option<u64>,
     /// Batches that are committed.
     pub batches: u64,
@@ -156,6 +156,12 @@ pub enum ImportFailure {
     ///
     /// Run again under the same [id](super::Import::id), the import goes on after what is committed.
     Writer(WriteError<LostBatch>),
+    /// The stream ended before the entry up to which earlier runs of the same import have come: it is not the same
+    /// stream, or it was cut off. Nothing of it was imported.
+    StreamTooShort {
+        /// How many entries more there should have been, at least.
+        missing: u64,
+    },
     /// Its [control](super::ImportControl) cancelled it; those imported stay.
     Cancelled,
     /// An import of the same id runs already; this one has done nothing.
@@ -187,6 +193,9 @@ impl fmt::Display for ImportFailure {
                 write!(f, "{batches} batches in a row were lost; import the rest later")
             }
             Self::Writer(_) => f.write_str("the writer takes no more batches"),
+            Self::StreamTooShort { missing } => {
+                write!(f, "the stream ended {missing} entries before the place where it was to go on")
+            }
             Self::Cancelled => f.write_str("it was cancelled; those imported stay"),
             Self::AlreadyRunning => f.write_str("an import of the same id runs already"),
             Self::Record(_) => f.write_str("how far it is could not be written down"),

@@ -133,6 +133,10 @@ impl Imports {
         lock(&self.running).iter().map(|import| import.status()).collect()
     }
 
+    pub(super) fn running_ids(&self) -> Vec<ImportId> {
+        lock(&self.running).iter().map(|import| import.id.clone()).collect()
+    }
+
     pub(crate) fn control(&self, id: &ImportId) -> Option<ImportControl> {
         let running = lock(&self.running);
         running.iter().find(|import| import.id == *id).map(|import| import.control.clone())
@@ -144,12 +148,12 @@ impl Imports {
         running.iter().find(|import| import.id == *id).map(|import| import.status().state)
     }
 
-    /// What earlier openings have written down counts too.
-    pub(crate) fn recall(&self, connection: &Connection) -> rusqlite::Result<()> {
-        for ended in record::ended_within(connection, HOUR)? {
-            self.note_ended(ended);
+    /// What earlier openings have written down counts too. Figures are no reason not to open a database.
+    pub(crate) fn recall(&self, connection: &Connection) {
+        match record::ended_within(connection, HOUR) {
+            Ok(ended) => ended.into_iter().for_each(|import| self.note_ended(import)),
+            Err(error) => tracing::warn!(%error, "the records of earlier imports could not be read"),
         }
-        Ok(())
     }
 
     pub(super) fn note_ended(&self, import: Ended) {

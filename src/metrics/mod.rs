@@ -120,13 +120,13 @@ impl Publisher {
         if self.meter.is_forked() {
             return;
         }
-        let now = self.meter.measure();
-        let stats = now.stats.clone();
-        let added = {
+        let (added, stats) = {
+            // From before the measuring: what two threads publish must not overlap.
             let mut published = lock(&self.published);
-            let added = now.since(&published);
+            let now = self.meter.measure();
+            let (added, stats) = (now.since(&published), now.stats.clone());
             *published = now;
-            added
+            (added, stats)
         };
         let observed = self.observe(added, stats);
         with_recorder(|recorder| {

@@ -46,9 +46,9 @@ impl<T> Lanes<T> {
         self.queues[lane].front()
     }
 
-    /// The heads of all lanes: those that have waited the longest.
-    pub(crate) fn heads(&self) -> impl Iterator<Item = &T> {
-        Lane::ALL.into_iter().filter_map(|lane| self.head(lane))
+    /// The first command of a lane that `is_wanted`.
+    pub(crate) fn first(&self, lane: Lane, is_wanted: impl Fn(&T) -> bool) -> Option<&T> {
+        self.queues[lane].iter().find(|command| is_wanted(command))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

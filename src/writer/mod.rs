@@ -104,8 +104,8 @@ impl WriteConnection {
     }
 
     /// Reads what is written down of the imports of earlier openings.
-    pub(crate) fn recall_imports(&self, imports: &Imports) -> rusqlite::Result<()> {
-        imports.recall(&self.connection)
+    pub(crate) fn recall_imports(&self, imports: &Imports) {
+        imports.recall(&self.connection);
     }
 
     /// Empties the WAL and closes. Returns the pages that are left in it.

@@ -159,16 +159,23 @@ impl Writer {
     }
 
     pub(super) fn block(&mut self, by: Obstacle) {
-        match &mut self.blocked {
-            Some(blocked) => blocked.by = by,
-            None => self.blocked = Some(Blocked { by, since: Instant::now() }),
+        let since = self.blocked.as_ref().map_or_else(Instant::now, |blocked| blocked.since);
+        let is_foreign = matches!(by, Obstacle::ForeignLock(_));
+        {
+            let mut stats = lock(&self.board.stats);
+            stats.foreign_since = is_foreign.then_some(since);
+            stats.is_wal_full = !is_foreign;
         }
+        self.blocked = Some(Blocked { by, since });
     }
 
     /// Nobody is in the way any more, or nobody waits.
     pub(super) fn unblock(&mut self) {
-        if let Some(Blocked { by: Obstacle::ForeignLock(_), since }) = self.blocked.take() {
-            lock(&self.board.stats).foreign_wait += since.elapsed();
+        if self.blocked.take().is_some() {
+            let mut stats = lock(&self.board.stats);
+            let waited = stats.foreign_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            stats.foreign_wait += waited;
+            stats.is_wal_full = false;
         }
     }
 

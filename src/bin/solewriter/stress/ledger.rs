@@ -46,6 +46,11 @@ impl Ledger {
         }
     }
 
+    /// Nobody will answer these any more, and whoever was to says that all is done: both halves are owed.
+    pub(crate) fn close(&mut self, sent: std::ops::Range<u64>) {
+        self.open.remove_range(sent);
+    }
+
     /// What must be found of a pair.
     pub(crate) fn expected(&self, seq: u64) -> Expected {
         if seq >= self.sent || self.failed.contains(seq) {
@@ -71,6 +76,16 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pair_that_nobody_answered_is_owed_once_all_is_said_to_be_done() {
+        let mut ledger = Ledger::default();
+        assert_eq!([0; 3].map(|_| ledger.next()), [0, 1, 2]);
+        ledger.answered(0, Expected::None);
+        ledger.close(0..2);
+        let expected = [Expected::None, Expected::Both, Expected::BothOrNone];
+        assert_eq!([0, 1, 2].map(|seq| ledger.expected(seq)), expected);
+    }
 
     #[test]
     fn a_pair_is_expected_as_it_was_answered() {

@@ -162,7 +162,15 @@ pub(crate) async fn import(site: Site, source: i64, ledger: Shared) {
                 },
             );
         let (report, pause) = match run.await {
-            Ok(report) => (report, Duration::ZERO),
+            Ok(report) => {
+                // What was handed out and is in no answer was taken for imported.
+                lock(&ledger).close(first..first + report.accepted + report.failed);
+                let handed_out = lock(&ledger).sent() - first;
+                if report.accepted + report.failed != handed_out {
+                    site.measured.bad_reports.add(1);
+                }
+                (report, Duration::ZERO)
+            }
             Err(ImportError { report, failure }) => {
                 site.measured.first_failure.get_or_init(|| failure.to_string());
                 (*report, PAUSE)

@@ -25,6 +25,8 @@ pub(crate) struct Measured {
     pub(crate) reads_failed: Count,
     /// Reads that saw what no reader may see.
     pub(crate) bad_reads: Count,
+    /// Imports whose report does not agree with what they were given.
+    pub(crate) bad_reports: Count,
     /// The first failure that nobody intended.
     pub(crate) first_failure: OnceLock<String>,
     latencies: Mutex<Latencies>,

@@ -149,9 +149,15 @@ impl Run {
         live.show_until(end).await;
         let took = self.began.elapsed();
         self.site.stop.store(true, Ordering::Relaxed);
-        let finished = async { while self.tasks.join_next().await.is_some() {} };
+        let mut tasks_lost = 0;
+        let finished = async {
+            while let Some(task) = self.tasks.join_next().await {
+                tasks_lost += u64::from(task.is_err());
+            }
+        };
         if tokio::time::timeout(PATIENCE, finished).await.is_err() {
             // What they still wait for stays open in their ledgers.
+            tasks_lost += self.tasks.len() as u64;
             self.tasks.abort_all();
             output::note("some tasks did not come to an end");
         }
@@ -161,7 +167,8 @@ impl Run {
         if let Err(error) = self.site.db.shutdown(Drain::within(PATIENCE)).await {
             output::note(&error.to_string());
         }
-        let report = Report::new(&self.site, took, &stats, wal_max_bytes);
+        let mut report = Report::new(&self.site, took, &stats, wal_max_bytes);
+        report.tasks_lost = tasks_lost;
         tokio::task::block_in_place(|| verified(report, &self.path, &self.ledgers, foreign))
     }
 }
@@ -180,12 +187,13 @@ fn verified(
     for (source, ledger) in ledgers {
         let ledger = lock(ledger);
         report.acknowledged += ledger.acknowledged();
-        verification.check(&connection, *source, &ledger)?;
+        verification.check(&connection, *source, &ledger);
     }
     for (source, foreign) in foreign {
-        verification.check_foreign(&connection, source, &foreign)?;
+        verification.check_foreign(&connection, source, &foreign);
         report.add_foreign(foreign);
     }
+    report.nothing_acknowledged = report.acknowledged == 0 && !ledgers.is_empty();
     report.verification = verification;
     Ok(report)
 }

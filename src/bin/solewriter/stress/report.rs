@@ -40,6 +40,12 @@ pub(crate) struct Report {
     pub(crate) reads_failed: u64,
     /// Reads that saw half a pair, or not what had been acknowledged before.
     pub(crate) bad_reads: u64,
+    /// Imports whose report did not agree with what they were given.
+    pub(crate) bad_reports: u64,
+    /// Tasks that panicked outside of a command, or did not come to an end.
+    pub(crate) tasks_lost: u64,
+    /// There was somebody to write, and nothing was acknowledged.
+    pub(crate) nothing_acknowledged: bool,
     /// The first failure that was not intended.
     pub(crate) first_failure: Option<String>,
     pub(crate) foreign_acknowledged: u64,
@@ -74,6 +80,7 @@ impl Report {
             reads: measured.reads.get(),
             reads_failed: measured.reads_failed.get(),
             bad_reads: measured.bad_reads.get(),
+            bad_reports: measured.bad_reports.get(),
             first_failure: measured.first_failure.get().cloned(),
             commands_per_group: stats.group_commands.mean,
             wal_max_bytes,
@@ -90,7 +97,8 @@ impl Report {
 
     /// Whether everything that was answered and read was true.
     pub(crate) fn is_fine(&self) -> bool {
-        self.verification.is_fine() && self.bad_reads == 0
+        let wrong = [self.bad_reads, self.bad_reports, self.tasks_lost];
+        self.verification.is_fine() && wrong == [0; 3] && !self.nothing_acknowledged
     }
 
     /// Writes the report for people, and as JSON if asked: to a file, or with `-` instead to the standard output.
@@ -120,6 +128,11 @@ impl Report {
             if let Some(failure) = failure {
                 text += &format!("\n{what}: {failure}");
             }
+        }
+        let unreadable = self.verification.unreadable.iter();
+        text.extend(unreadable.map(|error| format!("\nrows could not be read: {error}")));
+        if self.nothing_acknowledged {
+            text += "\nnothing was acknowledged";
         }
         for damage in &self.verification.integrity.first {
             text += &format!("\ndamage: {damage}");

@@ -22,6 +22,8 @@ pub(crate) struct Verification {
     pub(crate) foreign_verified: u64,
     /// Rows that other programs had committed and that are not there.
     pub(crate) foreign_lost: u64,
+    /// Why rows could not be read, if any could not.
+    pub(crate) unreadable: Option<String>,
     pub(crate) integrity: Check<String>,
     pub(crate) foreign_keys: Check<Violation>,
 }
@@ -39,16 +41,26 @@ impl Verification {
     /// Whether every answer was true.
     pub(crate) fn is_fine(&self) -> bool {
         let wrong = [self.lost, self.half_applied, self.unexpected, self.foreign_lost];
-        wrong == [0; 4] && self.integrity.is_fine() && self.foreign_keys.is_fine()
+        wrong == [0; 4]
+            && self.unreadable.is_none()
+            && self.integrity.is_fine()
+            && self.foreign_keys.is_fine()
     }
 
-    /// Looks at every pair of one writer, in order: neither the rows nor the answers are gathered in memory.
-    pub(crate) fn check(
-        &mut self,
-        connection: &Connection,
-        source: i64,
-        ledger: &Ledger,
-    ) -> rusqlite::Result<()> {
+    /// Looks at every pair of one writer.
+    pub(crate) fn check(&mut self, connection: &Connection, source: i64, ledger: &Ledger) {
+        if let Err(error) = self.check_pairs(connection, source, ledger) {
+            self.note_unreadable(&error);
+        }
+    }
+
+    /// Rows that can't be read are not there for anybody.
+    fn note_unreadable(&mut self, error: &rusqlite::Error) {
+        self.unreadable.get_or_insert_with(|| error.to_string());
+    }
+
+    /// In order: neither the rows nor the answers are gathered in memory.
+    fn check_pairs(&mut self, connection: &Connection, source: i64, ledger: &Ledger) -> rusqlite::Result<()> {
         let sql = "SELECT seq, count(*) FROM stress_halves WHERE source = ?1 GROUP BY seq ORDER BY seq";
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([source])?;
@@ -79,21 +91,19 @@ impl Verification {
     }
 
     /// Looks at the rows of another program. Its last one may be there though it could not tell.
-    pub(crate) fn check_foreign(
-        &mut self,
-        connection: &Connection,
-        source: i64,
-        report: &ForeignReport,
-    ) -> rusqlite::Result<()> {
-        let there: i64 = connection.query_row(
+    pub(crate) fn check_foreign(&mut self, connection: &Connection, source: i64, report: &ForeignReport) {
+        let there = connection.query_row(
             "SELECT count(*) FROM stress_foreign WHERE source = ?1 AND seq < ?2",
             (source, report.acknowledged.cast_signed()),
-            |row| row.get(0),
-        )?;
-        let there = there.cast_unsigned();
-        self.foreign_verified += there;
-        self.foreign_lost += report.acknowledged - there;
-        Ok(())
+            |row| row.get::<_, i64>(0),
+        );
+        match there.map(i64::cast_unsigned) {
+            Ok(there) => {
+                self.foreign_verified += there;
+                self.foreign_lost += report.acknowledged - there;
+            }
+            Err(error) => self.note_unreadable(&error),
+        }
     }
 }
 
@@ -120,9 +130,9 @@ mod tests {
         connection.execute_batch("INSERT INTO stress_foreign VALUES (2, 0), (2, 1)").unwrap();
         connection.execute_batch(meddle).unwrap();
         let mut verification = Verification::of(&connection);
-        verification.check(&connection, 1, &ledger).unwrap();
+        verification.check(&connection, 1, &ledger);
         let report = ForeignReport { acknowledged: 2, ..ForeignReport::default() };
-        verification.check_foreign(&connection, 2, &report).unwrap();
+        verification.check_foreign(&connection, 2, &report);
         verification
     }
 
@@ -160,6 +170,12 @@ mod tests {
             let counts = [found.lost, found.half_applied, found.unexpected, found.foreign_lost];
             assert_eq!(counts, [lost, half_applied, unexpected, foreign_lost], "{meddle}");
         }
+    }
+
+    #[test]
+    fn rows_that_can_not_be_read_are_no_reason_to_be_content() {
+        let found = verification("DROP TABLE stress_halves; CREATE TABLE stress_halves (other)");
+        assert!(found.unreadable.is_some() && !found.is_fine(), "{found:?}");
     }
 
     #[test]
