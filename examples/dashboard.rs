@@ -35,7 +35,16 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("the dashboard is at http://{}/ops/", listener.local_addr()?);
     let work = tokio::spawn(customers(db.clone()));
     let imports = tokio::spawn(import_again_and_again(db.clone()));
-    axum::serve(listener, app).with_graceful_shutdown(stopping).await?;
+    let served = axum::serve(listener, app).with_graceful_shutdown(stopping.clone()).into_future();
+    // Whoever has an answer open and does not read it would keep the server waiting.
+    let patience = async {
+        stopping.await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    };
+    tokio::select! {
+        served = served => served?,
+        () = patience => {}
+    }
 
     work.abort();
     imports.abort();

@@ -16,7 +16,7 @@ use crate::error::{OpenError, OpenErrorReason, ReadError, WriteError};
 use crate::failed::FailedCommand;
 use crate::health::Health;
 use crate::holder::Holder;
-use crate::import::{Import, ImportControl, ImportId, ImportRecord, ImportStatus, record};
+use crate::import::{Import, ImportControl, ImportId, ImportRecord, ImportState, ImportStatus, record};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::maintenance::{Maintain, Maintenance};
@@ -401,10 +401,20 @@ impl Database {
     /// # Cancel safety
     /// As that of [`Read`].
     pub async fn import_records(&self, limit: usize) -> Result<Vec<ImportRecord>, ReadError> {
-        let mut records = self.read("solewriter.imports", move |tx| record::list(tx, limit)).await?;
+        let list = || self.read("solewriter.imports", move |tx| record::list(tx, limit));
+        let ran = self.service.meter.imports();
+        let mut records = list().await?;
+        let runs = self.service.meter.imports();
+        let has_ended = |id: &ImportId| {
+            ran.iter().any(|import| import.id == *id) && runs.iter().all(|import| import.id != *id)
+        };
+        if records.iter().any(|record| record.state == ImportState::Interrupted && has_ended(&record.id)) {
+            // It has written down its end since.
+            records = list().await?;
+        }
         for record in &mut records {
-            if let Some(running) = self.service.imports.state(&record.id) {
-                record.state = running;
+            if let Some(running) = runs.iter().find(|import| import.id == record.id) {
+                record.state = running.state;
             }
         }
         Ok(records)

@@ -36,7 +36,7 @@ pub struct FailedCommand {
     pub reason: Cow<'static, str>,
     /// SQLite's extended result code, if there is one behind it (<https://www.sqlite.org/rescode.html>).
     pub extended_code: Option<i32>,
-    /// The constraint that failed, as the schema names it: `orders.id` for a unique one, say.
+    /// The constraint that failed, as the schema names it: `orders.id` for a unique one, say. An unnamed CHECK has none.
     pub constraint: Option<String>,
     /// How often it was run; 0 if it never was.
     pub attempts: u32,
@@ -172,7 +172,10 @@ fn constraint(code: i32, message: &str) -> Option<String> {
             | ffi::SQLITE_CONSTRAINT_CHECK
     );
     let (_, name) = message.split_once("constraint failed: ").filter(|_| names_schema)?;
-    Some(name.chars().take(LENGTH_MAX).collect())
+    // An unnamed CHECK is called by its text, which is no name and may have literals in it.
+    let is_name =
+        code != ffi::SQLITE_CONSTRAINT_CHECK || name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    is_name.then(|| name.chars().take(LENGTH_MAX).collect())
 }
 
 /// The last ones, the oldest first.

@@ -230,7 +230,7 @@ async fn lock_stats_have_the_fields_that_monitoring_asks_for_and_wait_and_hold_a
     assert!(stats["hold"]["max_us"].as_u64().unwrap() > 0);
     assert!(stats["queue_wait"]["bulk"]["count"].as_u64().unwrap() >= 2);
     assert!(stats["group_commands"]["count"].as_u64().unwrap() > 0);
-    assert_eq!(stats["batching_is_active"], stats["group_commands"]["max"].as_u64().unwrap() > 1);
+    assert_eq!(stats["batching_was_seen"], stats["group_commands"]["max"].as_u64().unwrap() > 1);
 }
 
 #[tokio::test]
@@ -295,10 +295,16 @@ async fn events_bring_the_document_of_stats_json_once_a_second() {
     assert_eq!(names, ["depth", "group", "hold", "readers", "wait", "wal", "writes"]);
 
     insert(&db, 1).await.unwrap();
-    let next = events.sample().await.unwrap();
-    assert_eq!(next["sample"].as_u64(), sample["sample"].as_u64().map(|number| number + 1));
+    let mut number = sample["sample"].as_u64();
+    let next = loop {
+        let next = events.sample().await.unwrap();
+        assert!(next["sample"].as_u64() > number, "they go on");
+        number = next["sample"].as_u64();
+        if next["stats"]["commands"]["committed"] == 2 {
+            break next;
+        }
+    };
     assert_eq!(next["interval"]["commands"]["committed"], 1);
-    assert_eq!(next["stats"]["commands"]["committed"], 2);
     let seconds = next["interval"]["seconds"].as_f64().unwrap();
     let rate = next["interval"]["commits_per_second"].as_f64().unwrap();
     assert!((rate * seconds - 1.0).abs() < 1e-6, "{rate} in {seconds}");

@@ -44,7 +44,8 @@ async fn every_kind_of_constraint_is_told_and_no_value_with_it() {
     let db = TestDb::open().await;
     db.write("schema", |tx| {
         tx.execute_batch(
-            "CREATE TABLE c (id INTEGER PRIMARY KEY, n NOT NULL, p CONSTRAINT short CHECK (length(p) < 3));
+            "CREATE TABLE c (id INTEGER PRIMARY KEY, n NOT NULL,
+                 p CONSTRAINT short CHECK (length(p) < 3) CHECK (p <> '7700'));
              CREATE TRIGGER refuse BEFORE INSERT ON c WHEN NEW.id = 5
              BEGIN SELECT RAISE(ABORT, 'no ' || NEW.n); END;",
         )
@@ -57,6 +58,7 @@ async fn every_kind_of_constraint_is_told_and_no_value_with_it() {
         ((1, Some(SECRET), "a"), ffi::SQLITE_CONSTRAINT_PRIMARYKEY, Some("c.id")),
         ((2, None, "a"), ffi::SQLITE_CONSTRAINT_NOTNULL, Some("c.n")),
         ((3, Some("x"), SECRET), ffi::SQLITE_CONSTRAINT_CHECK, Some("short")),
+        ((4, Some("x"), "7700"), ffi::SQLITE_CONSTRAINT_CHECK, Some("short")),
         ((5, Some(SECRET), "a"), ffi::SQLITE_CONSTRAINT_TRIGGER, None),
     ];
     for (row, code, constraint) in cases {

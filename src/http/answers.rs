@@ -41,7 +41,8 @@ struct LockStats {
     queue_wait: PerLane<Durations>,
     queue_depth: PerLane<usize>,
     group_commands: Counts,
-    batching_is_active: bool,
+    /// Whether any group since the open held more than one command.
+    batching_was_seen: bool,
     groups_committed: u64,
     groups_lost: u64,
     foreign_waits: u64,
@@ -63,7 +64,7 @@ pub(super) async fn lock_stats(State(operations): State<Arc<Operations>>) -> Res
         queue_wait: stats.wait,
         queue_depth: stats.queue_depth,
         group_commands: stats.group_commands,
-        batching_is_active: stats.group_commands.max > 1,
+        batching_was_seen: stats.group_commands.max > 1,
         groups_committed: stats.groups_committed,
         groups_lost: stats.groups_lost,
         foreign_waits: stats.foreign_waits,

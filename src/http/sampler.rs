@@ -88,6 +88,8 @@ impl Sampler {
     fn tick(&self) -> bool {
         let mut state = lock(&self.state);
         if self.samples.receiver_count() == 0 && state.looked.elapsed() > LINGER {
+            // Under the lock: whoever looks next finds that there is none.
+            state.task = None;
             return false;
         }
         self.take(&mut state);
@@ -107,7 +109,7 @@ impl Sampler {
         let health = service.health_by(measured.stats.clone());
         let imports = service.meter.imports();
         let running = imports.iter().map(|import| import.id.clone()).collect();
-        self.read_records((running, health.imports.total_imports_last_hour));
+        self.read_records((running, service.imports.ended_in_all()));
         state.number += 1;
         let sample = Arc::new(Sample::new(
             &Document {

@@ -66,6 +66,7 @@ pub(crate) struct Imports {
     running: Mutex<Vec<Arc<Running>>>,
     ended: Mutex<VecDeque<Ended>>,
     begun: AtomicU64,
+    ended_in_all: AtomicU64,
     accepted: AtomicU64,
     failed: AtomicU64,
 }
@@ -142,12 +143,6 @@ impl Imports {
         running.iter().find(|import| import.id == *id).map(|import| import.control.clone())
     }
 
-    /// Whether an import is running or paused, if it runs now.
-    pub(crate) fn state(&self, id: &ImportId) -> Option<ImportState> {
-        let running = lock(&self.running);
-        running.iter().find(|import| import.id == *id).map(|import| import.status().state)
-    }
-
     /// What earlier openings have written down counts too. Figures are no reason not to open a database.
     pub(crate) fn recall(&self, connection: &Connection) {
         match record::ended_within(connection, HOUR) {
@@ -156,7 +151,14 @@ impl Imports {
         }
     }
 
+    /// How many imports have ended, those of earlier openings that are remembered included.
+    #[cfg(feature = "http")]
+    pub(crate) fn ended_in_all(&self) -> u64 {
+        self.ended_in_all.load(Ordering::Relaxed)
+    }
+
     pub(super) fn note_ended(&self, import: Ended) {
+        self.ended_in_all.fetch_add(1, Ordering::Relaxed);
         let mut ended = lock(&self.ended);
         if ended.len() == ENDED_MAX {
             ended.pop_front();

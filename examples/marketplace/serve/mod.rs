@@ -60,6 +60,9 @@ pub(crate) fn bind(address: &str) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
+/// How long open answers may take once the service stops.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Serves the database at `db_path` until Ctrl-C; then cancels the imports, finishes what was accepted and closes
 /// it. `work` is slept for each entry that is imported.
 ///
@@ -77,8 +80,17 @@ pub(crate) async fn serve(
     let stopping = interrupted().boxed().shared();
     let operations = http::router_until(shop.writer.database.clone(), stopping.clone());
     println!("serving http://{address}/ and the dashboard http://{address}/ops/ until Ctrl-C");
-    let served =
-        axum::serve(listener, router(Arc::clone(&shop), operations)).with_graceful_shutdown(stopping).await;
+    let app = router(Arc::clone(&shop), operations);
+    let served = axum::serve(listener, app).with_graceful_shutdown(stopping.clone()).into_future();
+    // Whoever has an answer open and does not read it would keep the server waiting.
+    let patience = async {
+        stopping.await;
+        tokio::time::sleep(PATIENCE).await;
+    };
+    let served = tokio::select! {
+        served = served => served,
+        () = patience => Ok(()),
+    };
 
     // Requests are finished now, imports would go on.
     shop.imports.cancel_all().await;

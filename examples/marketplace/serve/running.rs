@@ -19,7 +19,21 @@ pub(super) struct RunningImports(Mutex<HashMap<String, Running>>);
 struct Running {
     source_id: String,
     control: ImportControl,
-    task: JoinHandle<()>,
+    /// Until somebody waits for it.
+    task: Option<JoinHandle<()>>,
+}
+
+/// The place of an import among those at work, which it leaves when this is dropped.
+struct Place {
+    all: Arc<RunningImports>,
+    id: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Waits for the lock: it is in the map by then.
+        self.all.lock().remove(&self.id);
+    }
 }
 
 impl RunningImports {
@@ -36,7 +50,11 @@ impl RunningImports {
             let (all, writer, source, id) =
                 (Arc::clone(self), Arc::clone(writer), Arc::clone(source), id.clone());
             async move {
-                let report = match run.await {
+                let place = Place { all, id };
+                let ended = run.await;
+                // It is written down, and another one of the source may begin.
+                drop(place);
+                let report = match ended {
                     Ok(report) => report,
                     Err(stopped) => {
                         if !matches!(stopped.failure, ImportFailure::Cancelled) {
@@ -48,11 +66,9 @@ impl RunningImports {
                 if let Err(error) = writer.record_failures(&source, &report).await {
                     eprintln!("{}", with_causes(&error));
                 }
-                // Waits for the lock: it is in the map by then.
-                all.lock().remove(&id);
             }
         });
-        imports.insert(id.clone(), Running { source_id: source.id.clone(), control, task });
+        imports.insert(id.clone(), Running { source_id: source.id.clone(), control, task: Some(task) });
         Some(id)
     }
 
@@ -70,8 +86,8 @@ impl RunningImports {
 
     /// Waits for those that are at work now.
     pub(super) async fn ended(&self) {
-        let running: Vec<_> = self.lock().drain().map(|(_, running)| running.task).collect();
-        for task in running {
+        let tasks: Vec<_> = self.lock().values_mut().filter_map(|running| running.task.take()).collect();
+        for task in tasks {
             if let Err(error) = task.await {
                 eprintln!("{}", with_causes(&error));
             }

@@ -245,6 +245,7 @@ const SILENCE_MS = 5000;
 const RETRY_MS = 2000;
 
 let heard = Date.now();
+let events = null;
 
 function connection(state, text) {
   element("connection").dataset.state = state;
@@ -253,26 +254,33 @@ function connection(state, text) {
 }
 
 function lost() {
-  if (element("connection").dataset.state === "live") connection("lost", `disconnected since ${words.clock(Date.now())}, trying again`);
+  if (element("connection").dataset.state === "lost") return;
+  connection("lost", `disconnected since ${words.clock(Date.now())}, trying again`);
+  element("announcement").textContent = "The connection is lost. What is shown is old.";
 }
 
 function connect() {
-  const events = new EventSource(here("events"));
+  heard = Date.now();
+  events?.close();
+  events = new EventSource(here("events"));
   events.addEventListener("sample", ({ data }) => {
     heard = Date.now();
     connection("live", "live");
     show(JSON.parse(data));
   });
   events.addEventListener("charts", ({ data }) => showCharts(JSON.parse(data)));
-  events.addEventListener("error", () => {
+  events.addEventListener("error", ({ target }) => {
     lost();
     // The browser itself tries again after a lost connection, but not after an answer that is no stream.
-    if (events.readyState === EventSource.CLOSED) setTimeout(connect, RETRY_MS);
+    if (target === events && target.readyState === EventSource.CLOSED) setTimeout(connect, RETRY_MS);
   });
 }
 
+// A connection can be lost without a word: after a sleep of the computer, or on another network.
 setInterval(() => {
-  if (Date.now() - heard > SILENCE_MS) lost();
+  if (Date.now() - heard <= SILENCE_MS) return;
+  lost();
+  connect();
 }, 1000);
 
 // ---- the theme ----
