@@ -13,6 +13,8 @@ use crate::config::{Checkpoints, Config, Durability};
 use crate::error::OpenErrorReason;
 use crate::failure::Failure;
 use crate::on_connect::{ConnectionRole, OnConnect};
+#[cfg(feature = "sabotage")]
+use crate::sabotage::Sabotage;
 use crate::sqlite_ffi;
 
 /// The first version without the WAL-reset bug, which corrupts a database that one connection writes while
@@ -34,6 +36,20 @@ pub(crate) struct Location {
     /// `None` is SQLite's default.
     pub(crate) vfs: Option<String>,
     pub(crate) on_connect: Option<OnConnect>,
+    #[cfg(feature = "sabotage")]
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
+impl Location {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            vfs: None,
+            on_connect: None,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
+        }
+    }
 }
 
 /// What a connection is for.
@@ -431,7 +447,7 @@ mod tests {
     fn location(directory: &tempfile::TempDir) -> Location {
         let path = directory.path().join("test.db");
         std::fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
-        Location { path, vfs: None, on_connect: None }
+        Location::new(&path)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::Stream;
@@ -12,6 +12,7 @@ use crate::command::{
     Command, Execute, ExecuteReturning, Once, Outside, Parameters, Rerunnable, Typed, Work,
 };
 use crate::config::Config;
+use crate::connection::Location;
 use crate::error::{OpenError, OpenErrorReason, ReadError, WriteError};
 use crate::failed::FailedCommand;
 use crate::health::Health;
@@ -24,6 +25,8 @@ use crate::on_connect::{ConnectionRole, OnConnect};
 use crate::open;
 use crate::read::Read;
 use crate::reading::Reading;
+#[cfg(feature = "sabotage")]
+use crate::sabotage::Sabotage;
 use crate::service::Service;
 use crate::shutdown::{Drain, ShutdownError, ShutdownReport};
 use crate::snapshot::OpenSnapshot;
@@ -77,7 +80,7 @@ impl Database {
 
     /// Prepares to open the database at `path` with settings of its own.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
-        Builder { path: path.as_ref().into(), vfs: None, on_connect: None, config: Config::default() }
+        Builder { location: Location::new(path.as_ref()), config: Config::default() }
     }
 
     /// Runs a closure on the writer thread and answers after the group it joined has been committed.
@@ -492,9 +495,7 @@ impl fmt::Debug for Database {
 #[derive(Clone, Debug)]
 #[must_use = "nothing is opened before `open`"]
 pub struct Builder {
-    path: PathBuf,
-    vfs: Option<String>,
-    on_connect: Option<OnConnect>,
+    location: Location,
     config: Config,
 }
 
@@ -536,14 +537,22 @@ impl Builder {
     where
         F: Fn(&Connection, ConnectionRole) -> rusqlite::Result<()> + Send + Sync + 'static,
     {
-        self.on_connect = Some(OnConnect::new(hook));
+        self.location.on_connect = Some(OnConnect::new(hook));
         self
     }
 
     /// Names the SQLite VFS to open the file through; for tests that inject faults.
     #[doc(hidden)]
     pub fn vfs(mut self, name: impl Into<String>) -> Self {
-        self.vfs = Some(name.into());
+        self.location.vfs = Some(name.into());
+        self
+    }
+
+    /// Has the service break a promise; for tests that must notice.
+    #[cfg(feature = "sabotage")]
+    #[doc(hidden)]
+    pub fn sabotage(mut self, how: Sabotage) -> Self {
+        self.location.sabotage = Some(how);
         self
     }
 
@@ -558,7 +567,7 @@ impl Builder {
     /// # Cancel safety
     /// Dropped, the open is finished in the background and the database is closed again.
     pub async fn open(self) -> Result<Database, OpenError> {
-        let path = self.path.clone();
+        let path = self.location.path.clone();
         let opened = tokio::task::spawn_blocking(move || self.open_blocking()).await;
         opened.unwrap_or_else(|error| {
             let reason = OpenErrorReason::Io(std::io::Error::other(error));
@@ -571,6 +580,6 @@ impl Builder {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_blocking(self) -> Result<Database, OpenError> {
-        open::open(&self.path, self.vfs, self.on_connect, self.config).map(|service| Database { service })
+        open::open(self.location, self.config).map(|service| Database { service })
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Housekeeping {
     failed: Mutex<Option<Cause>>,
     /// A reader was in the way when the WAL was to begin anew, and will be tried again later.
     pinned: AtomicBool,
+    #[cfg(feature = "sabotage")]
+    pub(crate) retries: AtomicBool,
 }
 
 /// How often the writer tries to begin the WAL anew: each try in vain costs it some waiting.
@@ -113,6 +115,10 @@ impl Housekeeping {
     /// A checkpoint has failed.
     pub(crate) fn fail(&self, cause: Cause) {
         tracing::error!(error = %cause.as_sqlite(), "a checkpoint failed");
+        #[cfg(feature = "sabotage")]
+        if self.retries.load(Ordering::Relaxed) {
+            return;
+        }
         lock(&self.failed).get_or_insert(cause);
     }
 

@@ -90,6 +90,8 @@ mod failure;
 mod file_system;
 mod identity;
 mod rules;
+#[cfg(feature = "sabotage")]
+mod sabotage;
 mod sqlite_ffi;
 mod sync;
 mod units;
@@ -140,6 +142,9 @@ pub use on_connect::ConnectionRole;
 pub use read::Read;
 pub use reading::Reading;
 pub use rusqlite;
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub use sabotage::Sabotage;
 pub use shutdown::{Drain, ShutdownError, ShutdownReport};
 pub use snapshot::{OpenSnapshot, Snapshot};
 pub use stats::{CommandCounts, Counts, Durations, EntryCounts, Stats};

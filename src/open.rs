@@ -12,31 +12,21 @@ use crate::config::Config;
 use crate::connection::{self, Location};
 use crate::error::{OpenError, OpenErrorReason};
 use crate::file_system;
-use crate::on_connect::OnConnect;
 use crate::registry::{self, Found};
 use crate::service::Service;
 use crate::sidecar::Sidecar;
 
-/// Opens the database at `path`, or finds the service that has it open in this process. Blocks.
-pub(crate) fn open(
-    path: &Path,
-    vfs: Option<String>,
-    on_connect: Option<OnConnect>,
-    config: Config,
-) -> Result<Arc<Service>, OpenError> {
-    open_or_reason(path, vfs, on_connect, config).map_err(|reason| OpenError { path: path.into(), reason })
+/// Opens the database at a location, or finds the service that has it open in this process. Blocks.
+pub(crate) fn open(location: Location, config: Config) -> Result<Arc<Service>, OpenError> {
+    let path = location.path.clone();
+    open_or_reason(location, config).map_err(|reason| OpenError { path, reason })
 }
 
-fn open_or_reason(
-    path: &Path,
-    vfs: Option<String>,
-    on_connect: Option<OnConnect>,
-    config: Config,
-) -> Result<Arc<Service>, OpenErrorReason> {
+fn open_or_reason(location: Location, config: Config) -> Result<Arc<Service>, OpenErrorReason> {
     config.validate().map_err(OpenErrorReason::Config)?;
     connection::require_sqlite_version()?;
-    let file = DatabaseFile::find(path, &config)?;
-    let location = Location { path: file.path.clone(), vfs, on_connect };
+    let file = DatabaseFile::find(&location.path, &config)?;
+    let location = Location { path: file.path.clone(), ..location };
     match registry::find(file.id()?, config.shutdown_wait_max)? {
         Found::Open(service) => same_options(service, &location, &config),
         Found::OpenBeforeFork => {

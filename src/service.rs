@@ -229,6 +229,12 @@ impl<H> WriterThread<H> {
             readers.pins(),
             self.config.clone(),
         );
+        #[cfg(feature = "sabotage")]
+        {
+            writer.sabotage = self.location.sabotage;
+            let retries = self.location.sabotage == Some(crate::sabotage::Sabotage::RetryCheckpoints);
+            housekeeping.retries.store(retries, std::sync::atomic::Ordering::Relaxed);
+        }
         let (mut connection, mut housekeeper) = (Some(connection), Some(housekeeper));
         loop {
             match writer.run(connection, &self.location) {

@@ -385,7 +385,7 @@ mod tests {
     impl TestPool {
         fn open() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let location = Location { path: dir.path().join("test.db"), vfs: None, on_connect: None };
+            let location = Location::new(&dir.path().join("test.db"));
             let config = Config { readers: 2, readers_overflow: 1, ..Config::default() };
             std::fs::write(&location.path, "").unwrap();
             let writer = connection::open(&location, Role::Writer, &config).unwrap();

@@ -7,6 +7,8 @@ mod breaker;
 mod group;
 mod labels;
 mod recovery;
+#[cfg(feature = "sabotage")]
+mod sabotaged;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -67,6 +69,8 @@ pub(crate) struct Writer {
     not_reached: u64,
     /// The size of the WAL when a checkpoint was last asked for.
     wal_pages_seen: u64,
+    #[cfg(feature = "sabotage")]
+    pub(crate) sabotage: Option<crate::sabotage::Sabotage>,
 }
 
 /// What is known of another program that writes.
@@ -193,6 +197,8 @@ impl Writer {
             drain_until: None,
             not_reached: 0,
             wal_pages_seen: 0,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
             config,
         }
     }
@@ -267,7 +273,12 @@ impl Writer {
 
     fn serve_with(&mut self, writer: &WriteConnection) -> rusqlite::Result<SessionEnd> {
         let config = self.config.clone();
-        Ok(self.serve(&mut Session::begin(writer, &config)?))
+        let mut session = Session::begin(writer, &config)?;
+        #[cfg(feature = "sabotage")]
+        if let Some(how) = self.sabotage {
+            return Ok(self.serve(&mut sabotaged::Sabotaged::new(session, how)));
+        }
+        Ok(self.serve(&mut session))
     }
 
     /// Serves on one connection for as long as it is fit.

@@ -12,6 +12,7 @@
 pub(crate) mod faults;
 #[cfg(unix)]
 pub(crate) mod foreign;
+pub(crate) mod proof;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,10 @@
+//! The promises under power loss, failing disks, kills, load and damage: see `docs/reliability.md`.
+//!
+//! Each test prints one line; `tests/common/proof.rs` tells how to do more, or one run again. Most of them run the
+//! service through a VFS of their own (`tests/common/faults.rs`); each is done once more on a service that is
+//! broken on purpose, and fails if it does not notice.
+#![cfg(unix)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+
+#[path = "../common/mod.rs"]
+mod common;
