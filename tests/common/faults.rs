@@ -1,9 +1,11 @@
-//! A VFS around SQLite's default one that fails calls on demand, and remembers every call.
+//! A VFS around SQLite's default one that fails calls on demand, remembers every call, and records what the files
+//! are changed to.
 //!
 //! Each [`Faults`] is a VFS of its own, so that the tests of a file need not take turns.
 #![allow(unsafe_code, reason = "a VFS is a table of C functions")]
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
@@ -14,6 +16,7 @@ use rusqlite::ffi;
 use solewriter::{BlockingDatabase, Config, Database, ReadTransaction};
 use tempfile::TempDir;
 
+use super::disk::{Change, Recorded};
 use super::{beside, check, config_with, plain};
 
 /// A call that can fail.
@@ -24,6 +27,7 @@ pub(crate) enum Op {
     Write,
     Sync,
     Truncate,
+    Delete,
     /// Of the shared memory of the WAL: the first thing that every transaction does.
     Lock,
 }
@@ -113,6 +117,8 @@ impl Fault {
 struct State {
     faults: Mutex<Vec<Fault>>,
     calls: Mutex<Vec<Call>>,
+    /// What was changed, in order, once it is recorded. No sync is passed on then.
+    record: Mutex<Option<Vec<Recorded>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,6 +153,23 @@ impl State {
         }
         code
     }
+
+    /// Makes a call that changes a file, and records it if it succeeds. Nobody records anything in between.
+    fn change(&self, of: Of, call: impl FnOnce() -> c_int, change: impl FnOnce() -> Change) -> c_int {
+        let mut record = lock(&self.record);
+        let code = call();
+        if let Some(record) = &mut *record
+            && code == ffi::SQLITE_OK
+            && of != Of::Other
+        {
+            record.push(Recorded { of, change: change() });
+        }
+        code
+    }
+
+    fn is_recording(&self) -> bool {
+        lock(&self.record).is_some()
+    }
 }
 
 /// A VFS, and what fails in it.
@@ -162,7 +185,7 @@ impl Faults {
         let name = format!("faults-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let state: &'static State = Box::leak(Box::default());
         // SAFETY: SQLite's own VFS is there for ever. The copy and its name are never freed, as SQLite asks of a
-        // VFS; it differs in its name, in `xOpen` and in what only `xOpen` looks at.
+        // VFS; it differs in its name, in `xOpen` and `xDelete` and in what only these look at.
         let code = unsafe {
             let mut vfs = *ffi::sqlite3_vfs_find(ptr::null());
             vfs.szOsFile += HEADER as c_int;
@@ -170,6 +193,7 @@ impl Faults {
             vfs.pNext = ptr::null_mut();
             vfs.pAppData = ptr::from_ref(state).cast_mut().cast();
             vfs.xOpen = Some(open);
+            vfs.xDelete = Some(delete);
             ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0)
         };
         assert_eq!(code, ffi::SQLITE_OK);
@@ -212,6 +236,22 @@ impl Faults {
     /// What was called after the first call that failed.
     pub(crate) fn after_failure(&self) -> Vec<Call> {
         self.calls().into_iter().skip_while(|call| !call.failed).skip(1).collect()
+    }
+
+    /// Records from now on what is changed in the database and its WAL. Nothing is synced any more: what a power
+    /// loss leaves is made of the record.
+    pub(crate) fn record(&self) {
+        *lock(&self.state.record) = Some(Vec::new());
+    }
+
+    /// How much has been recorded.
+    pub(crate) fn recorded(&self) -> usize {
+        lock(&self.state.record).as_ref().map_or(0, Vec::len)
+    }
+
+    /// Ends the record.
+    pub(crate) fn take_record(&self) -> Vec<Recorded> {
+        lock(&self.state.record).take().unwrap_or_default()
     }
 
     /// Opens the database through this VFS.
@@ -321,13 +361,35 @@ unsafe extern "C" fn open(
             return code;
         }
         let default = ffi::sqlite3_vfs_find(ptr::null());
-        let code = (*default).xOpen.unwrap()(default, name, real(file), flags, out_flags);
+        let is_new = (*state).is_recording() && !name.is_null() && !path_of(name).exists();
+        let call = || (*default).xOpen.unwrap()(default, name, real(file), flags, out_flags);
+        let code = if is_new { (*state).change(of, call, || Change::Create) } else { call() };
         if !(*real(file)).pMethods.is_null() {
             let ours = File { base: ffi::sqlite3_file { pMethods: &raw const METHODS }, state, of };
             file.cast::<File>().write(ours);
         }
         code
     }
+}
+
+unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, sync_directory: c_int) -> c_int {
+    // SAFETY: `pAppData` is the state that was registered with this VFS; the rest is passed on as it came.
+    unsafe {
+        let state = (*vfs).pAppData.cast::<State>().cast_const();
+        let of = if path_of(name).to_string_lossy().ends_with("-wal") { Of::Wal } else { Of::Other };
+        if let Some(code) = (*state).fault(Op::Delete, of) {
+            return code;
+        }
+        let default = ffi::sqlite3_vfs_find(ptr::null());
+        let call = || (*default).xDelete.unwrap()(default, name, sync_directory);
+        (*state).change(of, call, || Change::Delete)
+    }
+}
+
+/// The path that SQLite passes.
+unsafe fn path_of<'n>(name: *const c_char) -> &'n Path {
+    // SAFETY: the caller passes what SQLite has passed: a C string that lives as long as the call.
+    Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()))
 }
 
 /// The file of SQLite's own VFS.
@@ -357,9 +419,9 @@ macro_rules! calls {
 calls! {
     close: xClose() -> c_int;
     read: xRead [Op::Read] (to: *mut c_void, n: c_int, offset: i64) -> c_int;
-    write: xWrite [Op::Write] (from: *const c_void, n: c_int, offset: i64) -> c_int;
-    truncate: xTruncate [Op::Truncate] (bytes: i64) -> c_int;
-    sync: xSync [Op::Sync] (flags: c_int) -> c_int;
+    forward_write: xWrite (from: *const c_void, n: c_int, offset: i64) -> c_int;
+    forward_truncate: xTruncate (bytes: i64) -> c_int;
+    forward_sync: xSync (flags: c_int) -> c_int;
     file_size: xFileSize(bytes: *mut i64) -> c_int;
     file_lock: xLock(level: c_int) -> c_int;
     file_unlock: xUnlock(level: c_int) -> c_int;
@@ -371,6 +433,51 @@ calls! {
     shm_barrier: xShmBarrier();
     shm_unmap: xShmUnmap(delete: c_int) -> c_int;
     forward_shm_lock: xShmLock(offset: c_int, n: c_int, flags: c_int) -> c_int;
+}
+
+unsafe extern "C" fn write(
+    file: *mut ffi::sqlite3_file,
+    from: *const c_void,
+    n: c_int,
+    offset: i64,
+) -> c_int {
+    // SAFETY: as above; `from` points to `n` bytes.
+    unsafe {
+        let File { state, of, .. } = &*file.cast::<File>();
+        if let Some(code) = (**state).fault(Op::Write, *of) {
+            return code;
+        }
+        let change = || {
+            let bytes = std::slice::from_raw_parts(from.cast::<u8>(), n as usize);
+            Change::Write { offset: offset as usize, bytes: bytes.into() }
+        };
+        (**state).change(*of, || forward_write(file, from, n, offset), change)
+    }
+}
+
+unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, bytes: i64) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let File { state, of, .. } = &*file.cast::<File>();
+        if let Some(code) = (**state).fault(Op::Truncate, *of) {
+            return code;
+        }
+        (**state).change(*of, || forward_truncate(file, bytes), || Change::Truncate(bytes as usize))
+    }
+}
+
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let File { state, of, .. } = &*file.cast::<File>();
+        if let Some(code) = (**state).fault(Op::Sync, *of) {
+            (**state).change(*of, || ffi::SQLITE_OK, || Change::SyncFailed);
+            return code;
+        }
+        let sync = || if (**state).is_recording() { ffi::SQLITE_OK } else { forward_sync(file, flags) };
+        let code = sync();
+        (**state).change(*of, || code, || Change::Sync)
+    }
 }
 
 unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_int, flags: c_int) -> c_int {

@@ -9,6 +9,8 @@
 )]
 
 #[cfg(unix)]
+pub(crate) mod disk;
+#[cfg(unix)]
 pub(crate) mod faults;
 #[cfg(unix)]
 pub(crate) mod foreign;

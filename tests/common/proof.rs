@@ -6,6 +6,7 @@
 //! `SOLEWRITER_SKIPS=forbidden` makes a test fail that can't be done here.
 #![allow(dead_code, clippy::panic, clippy::print_stderr, reason = "each test file uses a part of this")]
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -37,6 +38,8 @@ pub(crate) struct Tally {
     pub(crate) cases: u64,
     pub(crate) checks: u64,
     wrong: [u64; 5],
+    /// Whatever else was counted.
+    counts: BTreeMap<&'static str, u64>,
     examples: Vec<String>,
 }
 
@@ -56,7 +59,17 @@ impl Tally {
         }
     }
 
-    pub(crate) fn count(&self, how: Wrong) -> u64 {
+    /// Counts something that is told in the line.
+    pub(crate) fn add(&mut self, what: &'static str, count: u64) {
+        *self.counts.entry(what).or_default() += count;
+    }
+
+    /// How much of something was counted.
+    pub(crate) fn count(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn count_wrong(&self, how: Wrong) -> u64 {
         self.wrong[how as usize]
     }
 
@@ -70,6 +83,9 @@ impl Tally {
         self.checks += other.checks;
         for (sum, more) in self.wrong.iter_mut().zip(other.wrong) {
             *sum += more;
+        }
+        for (what, count) in other.counts {
+            self.add(what, count);
         }
         self.examples.extend(other.examples);
         self.examples.truncate(EXAMPLES_MAX);
@@ -146,7 +162,10 @@ impl Proof {
     /// # Panics
     /// If anything is wrong, or there were too few cases.
     pub(crate) fn finish(self) {
-        let Self { name, seed, wanted, tally, figures } = self;
+        let Self { name, seed, wanted, tally, mut figures } = self;
+        for (what, count) in &tally.counts {
+            write!(figures, " {what}={count}").expect("a string has room");
+        }
         let Tally { cases, checks, wrong: [lost, half, ghost, corrupt, broken], .. } = tally;
         print_line(&format!(
             "{name}: cases={cases} checks={checks} lost={lost} half={half} ghost={ghost} corrupt={corrupt} \

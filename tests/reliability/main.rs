@@ -8,3 +8,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+
+mod compound_faults;
+mod ledger;
+mod power_loss;
+mod workload;

@@ -1,0 +1,187 @@
+//! What a power loss may leave of what was written: a disk that keeps what was synced, and of the rest what it
+//! pleases.
+//!
+//! The first sync of a file makes its name durable too, as SQLite's VFS syncs the directory then. Only the bytes
+//! of a write can be torn, not their neighbours: SQLite relies on that (`SQLITE_IOCAP_POWERSAFE_OVERWRITE`).
+
+use std::path::Path;
+
+use fastrand::Rng;
+
+use super::beside;
+use super::faults::Of;
+
+/// One change of a file.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Create,
+    Write { offset: usize, bytes: Box<[u8]> },
+    Truncate(usize),
+    Sync,
+    SyncFailed,
+    Delete,
+}
+
+/// A change, and of which file.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) of: Of,
+    pub(crate) change: Change,
+}
+
+/// What becomes of a write that was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Luck {
+    /// Nothing unsynced is there.
+    Dropped,
+    /// Everything is there.
+    Kept,
+    /// Everything up to some point is there, and the last write is torn.
+    Torn,
+    /// Each write is there or not.
+    Scattered,
+    /// Each sector of each write is there or not.
+    Shattered,
+}
+
+const LUCKS: [Luck; 5] = [Luck::Dropped, Luck::Kept, Luck::Torn, Luck::Scattered, Luck::Shattered];
+
+/// What is written in one piece, or not at all.
+const SECTOR: usize = 512;
+
+/// What a disk holds of a database.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk<'r> {
+    database: File<'r>,
+    wal: File<'r>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct File<'r> {
+    /// What is there whatever happens; `None` if the file is not.
+    durable: Option<Vec<u8>>,
+    /// What was done since the last sync.
+    pending: Vec<&'r Change>,
+}
+
+/// The files that a power loss has left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) database: Option<Vec<u8>>,
+    pub(crate) wal: Option<Vec<u8>>,
+}
+
+impl<'r> Disk<'r> {
+    pub(crate) fn new(image: Image) -> Self {
+        let file = |durable| File { durable, pending: Vec::new() };
+        Self { database: file(image.database), wal: file(image.wal) }
+    }
+
+    /// Does what was recorded. A sync that fails has written what it pleased; the rest is dropped: the pages count as
+    /// clean, and no later sync writes them.
+    pub(crate) fn apply(&mut self, recorded: &'r Recorded, rng: &mut Rng) {
+        let file = match recorded.of {
+            Of::Database => &mut self.database,
+            Of::Wal => &mut self.wal,
+            Of::Other => return,
+        };
+        match &recorded.change {
+            Change::Sync => {
+                file.durable = file.content(|_, _| true);
+                file.pending.clear();
+            }
+            Change::SyncFailed => {
+                file.durable = file.power_loss(rng);
+                file.pending.clear();
+            }
+            change => file.pending.push(change),
+        }
+    }
+
+    /// What is left if the power goes now.
+    pub(crate) fn power_loss(&self, rng: &mut Rng) -> Image {
+        Image { database: self.database.power_loss(rng), wal: self.wal.power_loss(rng) }
+    }
+}
+
+impl File<'_> {
+    fn power_loss(&self, rng: &mut Rng) -> Option<Vec<u8>> {
+        let (last, luck) = (self.pending.len(), LUCKS[rng.usize(0..LUCKS.len())]);
+        let kept = if luck == Luck::Torn { rng.usize(0..=last) } else { last };
+        self.content(|place, sector| match luck {
+            Luck::Dropped => false,
+            Luck::Kept => true,
+            Luck::Torn => place < kept || (place == kept && (sector.is_none() || rng.bool())),
+            Luck::Scattered => sector.is_some() || rng.bool(),
+            Luck::Shattered => sector.is_none() || rng.bool(),
+        })
+    }
+
+    /// The file with those of the pending changes that `is_kept`: asked once for each change, and if so, once for
+    /// each sector of a write.
+    fn content(&self, mut is_kept: impl FnMut(usize, Option<usize>) -> bool) -> Option<Vec<u8>> {
+        let mut content = self.durable.clone();
+        // A file that was made and whose name is lost: what is written to it goes nowhere.
+        let mut is_nameless = false;
+        for (place, change) in self.pending.iter().enumerate() {
+            let kept = is_kept(place, None);
+            match change {
+                Change::Create if kept => {
+                    content = Some(Vec::new());
+                    is_nameless = false;
+                }
+                Change::Create => is_nameless = true,
+                Change::Delete if kept => content = None,
+                Change::Delete | Change::Sync | Change::SyncFailed => {}
+                _ if !kept || is_nameless => {}
+                Change::Truncate(bytes) => {
+                    if let Some(content) = &mut content {
+                        content.resize(*bytes, 0);
+                    }
+                }
+                Change::Write { offset, bytes } => {
+                    let Some(content) = &mut content else { continue };
+                    for (sector, piece) in sectors(*offset, bytes) {
+                        if is_kept(place, Some(sector)) {
+                            let (from, to) = (sector, sector + piece.len());
+                            if content.len() < to {
+                                content.resize(to, 0);
+                            }
+                            content[from..to].copy_from_slice(piece);
+                        }
+                    }
+                }
+            }
+        }
+        content
+    }
+}
+
+/// The pieces of a write that lie in one sector each, with their place in the file.
+fn sectors(offset: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let first = (SECTOR - offset % SECTOR).min(bytes.len());
+    let (head, rest) = bytes.split_at(first);
+    let rest = rest.chunks(SECTOR).enumerate().map(move |(n, piece)| (offset + first + n * SECTOR, piece));
+    std::iter::once((offset, head)).chain(rest)
+}
+
+impl Image {
+    /// Takes the files as they are.
+    ///
+    /// Only where nobody in this process has them open: to close a descriptor would drop SQLite's locks.
+    pub(crate) fn read(path: &Path) -> Self {
+        Self { database: std::fs::read(path).ok(), wal: std::fs::read(beside(path, "-wal")).ok() }
+    }
+
+    /// Puts the files where nobody has any open.
+    pub(crate) fn write(&self, path: &Path) {
+        // What a power loss leaves of shared memory is nothing.
+        for (content, suffix) in [(&self.database, ""), (&self.wal, "-wal"), (&None, "-shm")] {
+            let path = beside(path, suffix);
+            match content {
+                Some(content) => std::fs::write(path, content).unwrap(),
+                None => drop(std::fs::remove_file(path)),
+            }
+        }
+    }
+}
