@@ -77,8 +77,8 @@ impl<'r> Disk<'r> {
         Self { database: file(image.database), wal: file(image.wal) }
     }
 
-    /// Does what was recorded. A sync that fails has written what it pleased; the rest is dropped: the pages count as
-    /// clean, and no later sync writes them.
+    /// Does what was recorded. A sync that fails drops what it pleases: these pages count as clean, and no later sync
+    /// writes them.
     pub(crate) fn apply(&mut self, recorded: &'r Recorded, rng: &mut Rng) {
         let file = match recorded.of {
             Of::Database => &mut self.database,
@@ -91,8 +91,9 @@ impl<'r> Disk<'r> {
                 file.pending.clear();
             }
             Change::SyncFailed => {
-                file.durable = file.power_loss(rng);
-                file.pending.clear();
+                let kept = [0, 50, 100][rng.usize(0..3)];
+                let is_dropped = |change: &Change| matches!(change, Change::Write { .. });
+                file.pending.retain(|change| !is_dropped(change) || rng.u8(0..100) < kept);
             }
             change => file.pending.push(change),
         }

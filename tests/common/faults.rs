@@ -4,6 +4,7 @@
 //! Each [`Faults`] is a VFS of its own, so that the tests of a file need not take turns.
 #![allow(unsafe_code, reason = "a VFS is a table of C functions")]
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -119,6 +120,9 @@ struct State {
     calls: Mutex<Vec<Call>>,
     /// What was changed, in order, once it is recorded. No sync is passed on then.
     record: Mutex<Option<Vec<Recorded>>>,
+    /// How often a sync of the database has failed while it was recorded, and one of the WAL.
+    database_failures: AtomicU64,
+    wal_failures: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -169,6 +173,10 @@ impl State {
 
     fn is_recording(&self) -> bool {
         lock(&self.record).is_some()
+    }
+
+    fn sync_failures(&self, of: Of) -> &AtomicU64 {
+        if of == Of::Wal { &self.wal_failures } else { &self.database_failures }
     }
 }
 
@@ -240,6 +248,9 @@ impl Faults {
 
     /// Records from now on what is changed in the database and its WAL. Nothing is synced any more: what a power
     /// loss leaves is made of the record.
+    ///
+    /// Then a sync that fails fails once for each descriptor that has the file open, as Linux has it since 4.13
+    /// (<https://docs.kernel.org/filesystems/vfs.html>, "Handling errors during writeback").
     pub(crate) fn record(&self) {
         *lock(&self.state.record) = Some(Vec::new());
     }
@@ -313,6 +324,8 @@ struct File {
     base: ffi::sqlite3_file,
     state: *const State,
     of: Of,
+    /// The failed syncs that this descriptor has been told of, or that were before its time.
+    failures_told: Cell<u64>,
 }
 
 const HEADER: usize = size_of::<File>();
@@ -365,7 +378,9 @@ unsafe extern "C" fn open(
         let call = || (*default).xOpen.unwrap()(default, name, real(file), flags, out_flags);
         let code = if is_new { (*state).change(of, call, || Change::Create) } else { call() };
         if !(*real(file)).pMethods.is_null() {
-            let ours = File { base: ffi::sqlite3_file { pMethods: &raw const METHODS }, state, of };
+            let base = ffi::sqlite3_file { pMethods: &raw const METHODS };
+            let failures_told = Cell::new((*state).sync_failures(of).load(Ordering::Relaxed));
+            let ours = File { base, state, of, failures_told };
             file.cast::<File>().write(ours);
         }
         code
@@ -469,14 +484,27 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, bytes: i64) -> c_int
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: as above.
     unsafe {
-        let File { state, of, .. } = &*file.cast::<File>();
-        if let Some(code) = (**state).fault(Op::Sync, *of) {
-            (**state).change(*of, || ffi::SQLITE_OK, || Change::SyncFailed);
+        let File { state, of, failures_told, .. } = &*file.cast::<File>();
+        let state = &**state;
+        let fault = state.fault(Op::Sync, *of);
+        if !state.is_recording() {
+            return fault.unwrap_or_else(|| forward_sync(file, flags));
+        }
+        if let Some(code) = fault {
+            let fail = || {
+                failures_told.set(state.sync_failures(*of).fetch_add(1, Ordering::Relaxed) + 1);
+                ffi::SQLITE_OK
+            };
+            state.change(*of, fail, || Change::SyncFailed);
             return code;
         }
-        let sync = || if (**state).is_recording() { ffi::SQLITE_OK } else { forward_sync(file, flags) };
-        let code = sync();
-        (**state).change(*of, || code, || Change::Sync)
+        let sync = || {
+            let failures = state.sync_failures(*of).load(Ordering::Relaxed);
+            let is_told = failures_told.replace(failures) == failures;
+            // Told of an earlier one, the system writes what there is, but does not have the disk flush its cache.
+            if is_told { ffi::SQLITE_OK } else { ffi::SQLITE_IOERR_FSYNC }
+        };
+        state.change(*of, sync, || Change::Sync)
     }
 }
 

@@ -7,7 +7,7 @@
 #![allow(dead_code, clippy::panic, clippy::print_stderr, reason = "each test file uses a part of this")]
 
 use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
+use std::fmt::{Debug, Display, Write as _};
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,7 +131,7 @@ impl Proof {
     }
 
     /// Runs a broken service with one seed after the other, until the test has noticed; at most `runs` of them.
-    pub(crate) fn canary(&mut self, name: &str, runs: u64, run: impl Fn(u64) -> Tally + Sync) {
+    pub(crate) fn canary(&mut self, name: impl Debug, runs: u64, run: impl Fn(u64) -> Tally + Sync) {
         if self.is_replay() {
             return;
         }
@@ -146,10 +146,10 @@ impl Proof {
     }
 
     /// What a broken service has shown.
-    pub(crate) fn canary_tally(&mut self, name: &str, tally: &Tally) {
-        self.figure(&format!("canary:{name}"), tally.wrongs());
+    pub(crate) fn canary_tally(&mut self, name: impl Debug, tally: &Tally) {
+        self.figure(&format!("canary:{name:?}"), tally.wrongs());
         let Self { name: test, .. } = self;
-        assert!(tally.wrongs() > 0, "{test}: nothing was noticed of {name}, in {} cases", tally.cases);
+        assert!(tally.wrongs() > 0, "{test}: nothing was noticed of {name:?}, in {} cases", tally.cases);
     }
 
     /// Adds a figure to the line.
@@ -208,7 +208,13 @@ fn run_seeds(first: u64, done: impl Fn(&Tally) -> bool + Sync, run: impl Fn(u64)
         while !done(&sum.lock().unwrap_or_else(PoisonError::into_inner)) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             match catch_unwind(AssertUnwindSafe(|| run(seed))) {
-                Ok(tally) => sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally),
+                Ok(mut tally) => {
+                    tally
+                        .examples
+                        .iter_mut()
+                        .for_each(|example| *example = format!("seed {seed}: {example}"));
+                    sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);
+                }
                 Err(panic) => {
                     eprintln!("with seed {seed}");
                     resume_unwind(panic)

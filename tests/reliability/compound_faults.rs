@@ -30,7 +30,7 @@ fn misfortune(rng: &mut Rng) -> Fault {
     Fault::new(op, of, code).after(spared).times(rng.u32(1..4))
 }
 
-fn live(seed: u64, sabotage: Option<Sabotage>) -> Tally {
+pub(crate) fn live(seed: u64, sabotage: Option<Sabotage>) -> Tally {
     let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
     let dir = directory();
     let path = create(&dir, &mut rng);
@@ -91,6 +91,6 @@ fn live(seed: u64, sabotage: Option<Sabotage>) -> Tally {
 fn compound_faults() {
     let mut proof = Proof::new("compound_faults", 5_000, 50_000);
     proof.run(|seed| live(seed, None));
-    proof.canary("NoFence", 60, |seed| live(seed, Some(Sabotage::NoFence)));
+    proof.canary(Sabotage::NoFence, 60, |seed| live(seed, Some(Sabotage::NoFence)));
     proof.finish();
 }

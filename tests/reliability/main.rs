@@ -12,4 +12,5 @@ mod common;
 mod compound_faults;
 mod ledger;
 mod power_loss;
+mod seeds;
 mod workload;

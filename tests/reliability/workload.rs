@@ -54,8 +54,9 @@ impl Default for Workload {
 
 /// In memory where that is possible: what becomes of a disk is made up here.
 pub(crate) fn directory() -> TempDir {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+    let (memory, mut named) = (Path::new("/dev/shm"), tempfile::Builder::new());
+    named.prefix("solewriter-");
+    if memory.is_dir() { named.tempdir_in(memory) } else { named.tempdir() }.unwrap()
 }
 
 /// Makes a database with the tables of the ledger.

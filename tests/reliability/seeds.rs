@@ -1,0 +1,25 @@
+//! T22: the seeds that have found something, run again.
+
+use super::{compound_faults, power_loss};
+use crate::common::proof::{Proof, Tally};
+
+const SEEDS: &str = include_str!("seeds.txt");
+
+fn replay(name: &str, seed: u64) -> Tally {
+    match name {
+        "compound_faults" => compound_faults::live(seed, None),
+        _ => power_loss::replay(name, seed).unwrap_or_else(|| panic!("{name}: there is no such test")),
+    }
+}
+
+#[test]
+fn seeds() {
+    let seeds = SEEDS.lines().filter(|line| !line.starts_with('#'));
+    let mut proof = Proof::new("seeds", 0, 0);
+    for line in seeds {
+        let (name, seed) = line.split_once(' ').expect("a name and a seed");
+        proof.tally.merge(replay(name, seed.parse().expect("a number")));
+        proof.tally.add("seeds", 1);
+    }
+    proof.finish();
+}
