@@ -7,7 +7,7 @@ const SEEDS: &str = include_str!("seeds.txt");
 
 fn replay(name: &str, seed: u64) -> Tally {
     match name {
-        "compound_faults" => compound_faults::live(seed, None),
+        "compound_faults" => compound_faults::replay(seed),
         _ => power_loss::replay(name, seed).unwrap_or_else(|| panic!("{name}: there is no such test")),
     }
 }
