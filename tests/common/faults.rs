@@ -70,6 +70,18 @@ pub(crate) struct Call {
     pub(crate) failed: bool,
 }
 
+/// A lock of the shared memory of the WAL that was taken or given back: <https://www.sqlite.org/walformat.html>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShmLock {
+    pub(crate) by: By,
+    pub(crate) slot: c_int,
+    pub(crate) slots: c_int,
+    pub(crate) is_exclusive: bool,
+    pub(crate) is_held: bool,
+}
+
+type OnLock = Arc<dyn Fn(ShmLock) + Send + Sync>;
+
 /// Which calls fail, and how.
 pub(crate) struct Fault {
     op: Op,
@@ -123,6 +135,7 @@ struct State {
     /// How often a sync of the database has failed while it was recorded, and one of the WAL.
     database_failures: AtomicU64,
     wal_failures: AtomicU64,
+    on_lock: Mutex<Option<OnLock>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -215,6 +228,11 @@ impl Faults {
     /// Lets calls fail, besides those that fail already.
     pub(crate) fn inject(&self, fault: Fault) {
         lock(&self.state.faults).push(fault);
+    }
+
+    /// Has `told` called after each lock of the shared memory that succeeds or is given back, on its thread.
+    pub(crate) fn on_lock(&self, told: impl Fn(ShmLock) + Send + Sync + 'static) {
+        *lock(&self.state.on_lock) = Some(Arc::new(told));
     }
 
     /// Nothing fails any more.
@@ -513,7 +531,16 @@ unsafe extern "C" fn shm_lock(file: *mut ffi::sqlite3_file, offset: c_int, n: c_
     unsafe {
         let File { state, of, .. } = &*file.cast::<File>();
         // An unlock can't be refused.
-        let fault = if flags & ffi::SQLITE_SHM_LOCK != 0 { (**state).fault(Op::Lock, *of) } else { None };
-        fault.unwrap_or_else(|| forward_shm_lock(file, offset, n, flags))
+        let is_held = flags & ffi::SQLITE_SHM_LOCK != 0;
+        let fault = if is_held { (**state).fault(Op::Lock, *of) } else { None };
+        let code = fault.unwrap_or_else(|| forward_shm_lock(file, offset, n, flags));
+        let told = lock(&(**state).on_lock).clone();
+        if let Some(told) = told
+            && code == ffi::SQLITE_OK
+        {
+            let is_exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+            told(ShmLock { by: By::this_thread(), slot: offset, slots: n, is_exclusive, is_held });
+        }
+        code
     }
 }

@@ -65,11 +65,11 @@ impl Tally {
     }
 
     /// How much of something was counted.
-    pub(crate) fn count(&self, what: &str) -> u64 {
+    pub(crate) fn counted(&self, what: &str) -> u64 {
         self.counts.get(what).copied().unwrap_or_default()
     }
 
-    pub(crate) fn count_wrong(&self, how: Wrong) -> u64 {
+    pub(crate) fn count(&self, how: Wrong) -> u64 {
         self.wrong[how as usize]
     }
 
