@@ -147,7 +147,7 @@ impl Proof {
 
     /// What a broken service has shown.
     pub(crate) fn canary_tally(&mut self, name: impl Debug, tally: &Tally) {
-        self.figure(&format!("canary:{name:?}"), tally.wrongs());
+        self.figure(&format!("canary:{}", format!("{name:?}").trim_matches('"')), tally.wrongs());
         let Self { name: test, .. } = self;
         assert!(tally.wrongs() > 0, "{test}: nothing was noticed of {name:?}, in {} cases", tally.cases);
     }
