@@ -1,7 +1,7 @@
 //! What a power loss may leave of what was written: a disk that keeps what was synced, and of the rest what it
 //! pleases.
 //!
-//! The first sync of a file makes its name durable too, as SQLite's VFS syncs the directory then. Only the bytes
+//! The first sync of a new file makes the names of all of them durable, as SQLite's VFS syncs the directory then. Only the bytes
 //! of a write can be torn, not their neighbours: SQLite relies on that (`SQLITE_IOCAP_POWERSAFE_OVERWRITE`).
 
 use std::path::Path;
@@ -15,11 +15,17 @@ use super::faults::Of;
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
     Create,
-    Write { offset: usize, bytes: Box<[u8]> },
+    Write {
+        offset: usize,
+        bytes: Box<[u8]>,
+    },
     Truncate(usize),
     Sync,
     SyncFailed,
-    Delete,
+    /// And perhaps the directory is synced.
+    Delete {
+        is_synced: bool,
+    },
 }
 
 /// A change, and of which file.
@@ -50,13 +56,12 @@ const LUCKS: [Luck; 5] = [Luck::Dropped, Luck::Kept, Luck::Torn, Luck::Scattered
 const SECTOR: usize = 512;
 
 /// What a disk holds of a database.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk<'r> {
-    database: File<'r>,
-    wal: File<'r>,
+    files: [File<'r>; 3],
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct File<'r> {
     /// What is there whatever happens; `None` if the file is not.
     durable: Option<Vec<u8>>,
@@ -67,28 +72,38 @@ struct File<'r> {
 /// The files that a power loss has left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Image {
-    pub(crate) database: Option<Vec<u8>>,
-    pub(crate) wal: Option<Vec<u8>>,
+    files: [Option<Vec<u8>>; 3],
+}
+
+/// The files of a database, in the order in which they are held here.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-journal"];
+
+fn place(of: Of) -> Option<usize> {
+    match of {
+        Of::Database => Some(0),
+        Of::Wal => Some(1),
+        Of::Journal => Some(2),
+        Of::Other => None,
+    }
 }
 
 impl<'r> Disk<'r> {
     pub(crate) fn new(image: Image) -> Self {
-        let file = |durable| File { durable, pending: Vec::new() };
-        Self { database: file(image.database), wal: file(image.wal) }
+        Self { files: image.files.map(|durable| File { durable, pending: Vec::new() }) }
     }
 
     /// Does what was recorded. A sync that fails drops what it pleases: these pages count as clean, and no later sync
     /// writes them.
     pub(crate) fn apply(&mut self, recorded: &'r Recorded, rng: &mut Rng) {
-        let file = match recorded.of {
-            Of::Database => &mut self.database,
-            Of::Wal => &mut self.wal,
-            Of::Other => return,
-        };
+        let Some(place) = place(recorded.of) else { return };
+        let file = &mut self.files[place];
         match &recorded.change {
             Change::Sync => {
-                file.durable = file.content(|_, _| true);
-                file.pending.clear();
+                let is_first = file.pending.iter().any(|change| matches!(change, Change::Create));
+                file.sync();
+                if is_first {
+                    self.sync_directory();
+                }
             }
             Change::SyncFailed => {
                 let kept = [0, 50, 100][rng.usize(0..3)];
@@ -97,15 +112,36 @@ impl<'r> Disk<'r> {
             }
             change => file.pending.push(change),
         }
+        if let Change::Delete { is_synced: true } = recorded.change {
+            self.sync_directory();
+        }
+    }
+
+    fn sync_directory(&mut self) {
+        self.files.iter_mut().for_each(File::sync_name);
     }
 
     /// What is left if the power goes now.
     pub(crate) fn power_loss(&self, rng: &mut Rng) -> Image {
-        Image { database: self.database.power_loss(rng), wal: self.wal.power_loss(rng) }
+        Image { files: self.files.each_ref().map(|file| file.power_loss(rng)) }
     }
 }
 
 impl File<'_> {
+    fn sync(&mut self) {
+        self.durable = self.content(|_, _| true);
+        self.pending.clear();
+    }
+
+    /// Makes durable that the file is there, or is not.
+    fn sync_name(&mut self) {
+        let names = |change: &&Change| matches!(change, Change::Create | Change::Delete { .. });
+        if let Some(last) = self.pending.iter().rposition(names) {
+            self.durable = matches!(self.pending[last], Change::Create).then(Vec::new);
+            self.pending.drain(..=last);
+        }
+    }
+
     fn power_loss(&self, rng: &mut Rng) -> Option<Vec<u8>> {
         let (last, luck) = (self.pending.len(), LUCKS[rng.usize(0..LUCKS.len())]);
         let kept = if luck == Luck::Torn { rng.usize(0..=last) } else { last };
@@ -132,8 +168,8 @@ impl File<'_> {
                     is_nameless = false;
                 }
                 Change::Create => is_nameless = true,
-                Change::Delete if kept => content = None,
-                Change::Delete | Change::Sync | Change::SyncFailed => {}
+                Change::Delete { .. } if kept => content = None,
+                Change::Delete { .. } | Change::Sync | Change::SyncFailed => {}
                 _ if !kept || is_nameless => {}
                 Change::Truncate(bytes) => {
                     if let Some(content) = &mut content {
@@ -167,22 +203,28 @@ fn sectors(offset: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> 
 }
 
 impl Image {
+    /// An empty database file, as a service makes it.
+    pub(crate) fn empty() -> Self {
+        Self { files: [Some(Vec::new()), None, None] }
+    }
+
     /// Takes the files as they are.
     ///
     /// Only where nobody in this process has them open: to close a descriptor would drop SQLite's locks.
     pub(crate) fn read(path: &Path) -> Self {
-        Self { database: std::fs::read(path).ok(), wal: std::fs::read(beside(path, "-wal")).ok() }
+        Self { files: SUFFIXES.map(|suffix| std::fs::read(beside(path, suffix)).ok()) }
     }
 
     /// Puts the files where nobody has any open.
     pub(crate) fn write(&self, path: &Path) {
-        // What a power loss leaves of shared memory is nothing.
-        for (content, suffix) in [(&self.database, ""), (&self.wal, "-wal"), (&None, "-shm")] {
+        for (content, suffix) in self.files.iter().zip(SUFFIXES) {
             let path = beside(path, suffix);
             match content {
                 Some(content) => std::fs::write(path, content).unwrap(),
                 None => drop(std::fs::remove_file(path)),
             }
         }
+        // What a power loss leaves of shared memory is nothing.
+        drop(std::fs::remove_file(beside(path, "-shm")));
     }
 }

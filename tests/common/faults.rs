@@ -38,6 +38,8 @@ pub(crate) enum Op {
 pub(crate) enum Of {
     Database,
     Wal,
+    /// The rollback journal, which a database has until it has a WAL.
+    Journal,
     Other,
 }
 
@@ -381,6 +383,7 @@ unsafe extern "C" fn open(
     let of = match flags {
         _ if flags & ffi::SQLITE_OPEN_MAIN_DB != 0 => Of::Database,
         _ if flags & ffi::SQLITE_OPEN_WAL != 0 => Of::Wal,
+        _ if flags & ffi::SQLITE_OPEN_MAIN_JOURNAL != 0 => Of::Journal,
         _ => Of::Other,
     };
     // SAFETY: `file` has room for our header and the file behind it, as `szOsFile` asks for; `pAppData` is the
@@ -409,13 +412,17 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
     // SAFETY: `pAppData` is the state that was registered with this VFS; the rest is passed on as it came.
     unsafe {
         let state = (*vfs).pAppData.cast::<State>().cast_const();
-        let of = if path_of(name).to_string_lossy().ends_with("-wal") { Of::Wal } else { Of::Other };
+        let of = match path_of(name).to_string_lossy() {
+            name if name.ends_with("-wal") => Of::Wal,
+            name if name.ends_with("-journal") => Of::Journal,
+            _ => Of::Other,
+        };
         if let Some(code) = (*state).fault(Op::Delete, of) {
             return code;
         }
         let default = ffi::sqlite3_vfs_find(ptr::null());
         let call = || (*default).xDelete.unwrap()(default, name, sync_directory);
-        (*state).change(of, call, || Change::Delete)
+        (*state).change(of, call, || Change::Delete { is_synced: sync_directory != 0 })
     }
 }
 

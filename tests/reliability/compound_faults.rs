@@ -42,7 +42,8 @@ pub(crate) fn replay(seed: u64) -> Tally {
 fn live(seed: u64, misfortune: fn(&mut Rng) -> Fault, sabotage: Option<Sabotage>) -> Tally {
     let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
     let dir = directory();
-    let path = create(&dir, &mut rng);
+    let path = dir.path().join("test.db");
+    create(&path, &mut rng);
     let image_path = dir.path().join("image.db");
     let mut answers = Vec::<Answered>::new();
     for life in 0..LIVES {

@@ -8,9 +8,9 @@
 
 use fastrand::Rng;
 use rusqlite::{Connection, OpenFlags, ffi};
-use solewriter::Sabotage;
+use solewriter::{Durability, Sabotage};
 
-use super::ledger::{End, Ledger, Told, examine};
+use super::ledger::{End, Ledger, SCHEMA, Told, examine};
 use super::workload::{Notes, Workload, close, create, directory, drive, lively, open};
 use crate::common::disk::{Disk, Image};
 use crate::common::faults::{By, Fault, Faults, Of, Op};
@@ -19,6 +19,8 @@ use crate::common::proof::{Proof, Tally};
 /// The life of a service, and what it meets.
 struct Life {
     workload: Workload,
+    /// The service makes the database, too.
+    is_new: bool,
     /// What fails, if anything does.
     misfortune: fn(&mut Rng) -> Vec<Fault>,
     /// Another connection has the database open all the time, so that the wal-index outlives ours.
@@ -33,6 +35,7 @@ impl Default for Life {
     fn default() -> Self {
         Self {
             workload: Workload::default(),
+            is_new: false,
             misfortune: |_| Vec::new(),
             neighbour: false,
             changes_per_look: 3,
@@ -50,8 +53,13 @@ impl Life {
     fn live(&self, seed: u64) -> Tally {
         let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
         let (dir, faults, ledger) = (directory(), Faults::register(), Ledger::default());
-        let path = create(&dir, &mut rng);
-        let before = Image::read(&path);
+        let path = dir.path().join("test.db");
+        let before = if self.is_new {
+            Image::empty()
+        } else {
+            create(&path, &mut rng);
+            Image::read(&path)
+        };
         faults.record();
         let db = open(&path, &faults, lively(&mut rng), self.sabotage).unwrap();
         let neighbour = self.neighbour.then(|| {
@@ -64,6 +72,10 @@ impl Life {
             faults.inject(fault);
         }
         let recorded = || faults.recorded();
+        if self.is_new {
+            db.blocking().write("schema", |tx| tx.execute_batch(SCHEMA)).wait().unwrap();
+            ledger.note(0, Told::Acked(Durability::Full), recorded());
+        }
         drive(&db, self.workload, &mut rng, Notes { ledger: &ledger, recorded: &recorded });
         let report = close(db, &mut tally);
         drop(neighbour);
@@ -91,7 +103,7 @@ impl Life {
 fn nothing_fails(seed: u64) -> Life {
     // A durable command among others that are not.
     let workload = Workload { normal: if seed.is_multiple_of(4) { 30 } else { 0 }, ..Workload::default() };
-    Life { workload, ..Life::default() }
+    Life { workload, is_new: seed.is_multiple_of(3), ..Life::default() }
 }
 
 #[test]

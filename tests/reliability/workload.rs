@@ -2,7 +2,7 @@
 //! and an import.
 
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -60,14 +60,12 @@ pub(crate) fn directory() -> TempDir {
 }
 
 /// Makes a database with the tables of the ledger.
-pub(crate) fn create(dir: &TempDir, rng: &mut Rng) -> PathBuf {
-    let path = dir.path().join("test.db");
-    let connection = plain(&path);
+pub(crate) fn create(path: &Path, rng: &mut Rng) {
+    let connection = plain(path);
     let page_bytes = [512, 1024, 4096][rng.usize(0..3)];
     let pragmas = format!("PRAGMA page_size = {page_bytes}; PRAGMA journal_mode = WAL;");
     connection.execute_batch(&format!("{pragmas}{SCHEMA}")).unwrap();
     connection.close().unwrap();
-    path
 }
 
 /// Settings under which everything happens often: checkpoints, a WAL that begins anew, small groups.
