@@ -436,8 +436,11 @@ mod kills {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use common::proof::{Proof, Tally, Wrong};
+    use fastrand::Rng;
 
     const PATH: &str = "SOLEWRITER_TEST_IMPORT";
+    const ID: &str = "SOLEWRITER_TEST_IMPORT_ID";
     const ENTRIES: i64 = 2_000;
 
     /// Every entry by its fate: imported, unprepared, or refused by a constraint.
@@ -461,10 +464,12 @@ mod kills {
     #[test]
     fn a_process_of_its_own() {
         let Some(path) = std::env::var_os(PATH).map(PathBuf::from) else { return };
-        let id = std::env::var("SOLEWRITER_TEST_IMPORT_ID").unwrap();
         let config = Config { bulk_hold_target: Duration::from_millis(1), ..Config::default() };
         let db = Database::builder(path).config(config).open_blocking().unwrap();
-        let import = db.import("entries", stream::iter(0..ENTRIES)).id(id).prepare(4, prepare);
+        let mut import = db.import("entries", stream::iter(0..ENTRIES)).prepare(4, prepare);
+        if let Ok(id) = std::env::var(ID) {
+            import = import.id(id);
+        }
         let run = import.run_observed(apply, |index, _| {
             if index % 20 == 0 {
                 println!("entry");
@@ -475,18 +480,40 @@ mod kills {
         println!("done");
     }
 
-    /// Starts the process and kills it after so many words of it, or without waiting for any; true if it came to
-    /// its end before.
-    fn import_and_kill(path: &Path, id: &str, words: Option<usize>, then: Duration) -> bool {
+    /// When the process is killed.
+    #[derive(Clone, Copy)]
+    enum When {
+        /// While it begins, or opens the database.
+        After(Duration),
+        /// So long after so many words of it.
+        Said(usize, Duration),
+        Never,
+    }
+
+    impl When {
+        fn random(rng: &mut Rng) -> Self {
+            match rng.u8(0..4) {
+                0 => Self::After(Duration::from_micros(rng.u64(0..60_000))),
+                _ => Self::Said(rng.usize(0..20), Duration::from_micros(rng.u64(0..3_000))),
+            }
+        }
+    }
+
+    /// Starts the process and kills it; true if it came to its end before.
+    fn import_and_kill(path: &Path, id: Option<&str>, when: When) -> bool {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "kills::a_process_of_its_own", "--nocapture"]);
-        command.env(PATH, path).env("SOLEWRITER_TEST_IMPORT_ID", id);
+        command.env(PATH, path).envs(id.map(|id| (ID, id)));
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let Some(words) = words else {
-            std::thread::sleep(then);
-            drop(child.kill());
-            child.wait().unwrap();
-            return false;
+        let (words, then) = match when {
+            When::After(time) => {
+                std::thread::sleep(time);
+                drop(child.kill());
+                child.wait().unwrap();
+                return false;
+            }
+            When::Said(words, then) => (words, then),
+            When::Never => (usize::MAX, Duration::ZERO),
         };
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut said = 0;
@@ -508,42 +535,36 @@ mod kills {
 
     #[test]
     fn an_import_that_is_killed_at_any_moment_has_nothing_twice_and_nothing_lost() {
-        let kills: u32 = std::env::var("SOLEWRITER_KILLS").map_or(12, |kills| kills.parse().unwrap());
-        let seed =
-            std::env::var("SOLEWRITER_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
-        eprintln!("SOLEWRITER_SEED={seed}");
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut killed = 0;
-        while killed < kills {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("test.db");
-            common::plain(&path)
-                .execute_batch(
-                    "CREATE TABLE rows (id INTEGER PRIMARY KEY, entry INTEGER NOT NULL);
-                     CREATE TABLE statuses (id INTEGER PRIMARY KEY, entry INTEGER NOT NULL,
-                         clash INTEGER UNIQUE);
-                     INSERT INTO statuses (entry, clash) VALUES (-1, 1);",
-                )
-                .unwrap();
-            let id = format!("import-{killed}");
-            loop {
-                let (words, then) = match (killed < kills, rng.u8(0..4)) {
-                    (false, _) => (Some(usize::MAX), 0),
-                    // While it begins, or opens the database.
-                    (true, 0) => (None, rng.u64(0..60_000)),
-                    (true, _) => (Some(rng.usize(0..20)), rng.u64(0..3_000)),
-                };
-                let then = Duration::from_micros(then);
-                if import_and_kill(&path, &id, words, then) {
-                    break;
-                }
-                killed += 1;
-            }
-            verify(&path);
-        }
+        let mut proof = Proof::new("import_kills", 8, 100);
+        proof.run(|seed| import_with_kills(seed, true));
+        proof.canary("without_id", 10, |seed| import_with_kills(seed, false));
+        proof.finish();
     }
 
-    fn verify(path: &Path) {
+    /// One import, which comes to its end after some kills.
+    fn import_with_kills(seed: u64, has_id: bool) -> Tally {
+        let mut rng = Rng::with_seed(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("test.db");
+        common::plain(&path)
+            .execute_batch(
+                "CREATE TABLE rows (id INTEGER PRIMARY KEY, entry INTEGER NOT NULL);
+                 CREATE TABLE statuses (id INTEGER PRIMARY KEY, entry INTEGER NOT NULL, clash INTEGER UNIQUE);
+                 INSERT INTO statuses (entry, clash) VALUES (-1, 1);",
+            )
+            .unwrap();
+        let id = has_id.then_some("import");
+        let mut tally = Tally::default();
+        let kills = rng.u64(1..8);
+        while tally.cases < kills && !import_and_kill(&path, id, When::random(&mut rng)) {
+            tally.cases += 1;
+        }
+        assert!(tally.cases < kills || import_and_kill(&path, id, When::Never));
+        verify(&path, has_id, &mut tally);
+        tally
+    }
+
+    fn verify(path: &Path, has_id: bool, tally: &mut Tally) {
         let plain = common::plain(path);
         let entries = |sql: &str| -> Vec<i64> {
             let mut statement = plain.prepare(sql).unwrap();
@@ -551,14 +572,27 @@ mod kills {
             rows.collect::<Result<_, _>>().unwrap()
         };
         let good: Vec<_> = (0..ENTRIES).filter(|entry| is_good(*entry)).collect();
-        assert_eq!(entries("SELECT entry FROM rows ORDER BY entry"), good);
-        assert_eq!(entries("SELECT entry FROM statuses WHERE entry >= 0 ORDER BY entry"), good);
+        let rows = entries("SELECT entry FROM rows ORDER BY entry");
+        let statuses = entries("SELECT entry FROM statuses WHERE entry >= 0 ORDER BY entry");
+        tally.check(rows == statuses, Wrong::Half, || {
+            format!("{} rows, {} statuses", rows.len(), statuses.len())
+        });
+        let mut found = vec![0; ENTRIES as usize];
+        for entry in rows {
+            found[entry as usize] += 1;
+        }
+        for (entry, found) in (0..).zip(found) {
+            let wanted = i32::from(is_good(entry));
+            let how = if found < wanted { Wrong::Lost } else { Wrong::Broken };
+            tally.check(found == wanted, how, || format!("entry {entry} is there {found} times"));
+        }
         let record = entries(
             "SELECT accepted FROM solewriter_imports UNION ALL SELECT failed FROM solewriter_imports
              UNION ALL SELECT next_entry FROM solewriter_imports",
         );
         let accepted = good.len() as i64;
-        assert_eq!(record, [accepted, ENTRIES - accepted, ENTRIES]);
+        let wanted = [accepted, ENTRIES - accepted, ENTRIES];
+        tally.check(!has_id || record == wanted, Wrong::Broken, || format!("the record has {record:?}"));
         common::check(path);
     }
 }
