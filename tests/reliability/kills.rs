@@ -206,7 +206,8 @@ fn edit(seed: u64) -> Tally {
 
 fn directory() -> tempfile::TempDir {
     let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("solewriter-kills-").tempdir_in(place).unwrap()
 }
 
 fn create(path: &Path, lives: usize) {
