@@ -24,8 +24,13 @@ pub(crate) struct Foreign {
 
 impl Foreign {
     pub(crate) fn start(path: &Path) -> Self {
+        Self::start_as(ENTRY, path)
+    }
+
+    /// Runs another test than [`ENTRY`]; it finds the path in [`path`].
+    pub(crate) fn start_as(entry: &str, path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", ENTRY, "--nocapture"]).env(PATH, path);
+        command.args(["--exact", entry, "--nocapture"]).env(PATH, path);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -58,7 +63,15 @@ impl Foreign {
     /// Lets it close its connection and end.
     pub(crate) fn close(mut self) {
         drop(self.stdin.take());
-        assert!(self.child.wait().unwrap().success());
+        let limit = Instant::now() + super::HANG;
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None => assert!(Instant::now() < limit, "the other process does not end"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(status.success());
     }
 }
 
@@ -70,9 +83,14 @@ impl Drop for Foreign {
     }
 }
 
+/// The database that the other process is to open; `None` in the tests' own process.
+pub(crate) fn path() -> Option<PathBuf> {
+    std::env::var_os(PATH).map(PathBuf::from)
+}
+
 /// What the other process does: runs each line as SQL, until its input ends. Nothing in the tests' own process.
 pub(crate) fn serve() {
-    let Some(path) = std::env::var_os(PATH).map(PathBuf::from) else { return };
+    let Some(path) = path() else { return };
     let connection = super::plain(&path);
     for line in std::io::stdin().lines() {
         let line = line.unwrap();

@@ -130,6 +130,16 @@ impl Proof {
         self.tally.merge(tally);
     }
 
+    /// As [`run`](Self::run), but one after the other: for runs that keep all cores busy by themselves.
+    pub(crate) fn run_in_turn(&mut self, mut run: impl FnMut(u64) -> Tally) {
+        let mut seeds = self.seed..;
+        while self.tally.cases < self.wanted
+            && let Some(seed) = seeds.next()
+        {
+            self.tally.merge(naming(seed, || run(seed)));
+        }
+    }
+
     /// Runs a broken service with one seed after the other, until the test has noticed; at most `runs` of them.
     pub(crate) fn canary(&mut self, name: impl Debug, runs: u64, run: impl Fn(u64) -> Tally + Sync) {
         if self.is_replay() {
@@ -207,19 +217,8 @@ fn run_seeds(first: u64, done: impl Fn(&Tally) -> bool + Sync, run: impl Fn(u64)
     let work = || {
         while !done(&sum.lock().unwrap_or_else(PoisonError::into_inner)) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            match catch_unwind(AssertUnwindSafe(|| run(seed))) {
-                Ok(mut tally) => {
-                    tally
-                        .examples
-                        .iter_mut()
-                        .for_each(|example| *example = format!("seed {seed}: {example}"));
-                    sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);
-                }
-                Err(panic) => {
-                    eprintln!("with seed {seed}");
-                    resume_unwind(panic)
-                }
-            }
+            let tally = naming(seed, || run(seed));
+            sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);
         }
     };
     thread::scope(|scope| {
@@ -231,6 +230,16 @@ fn run_seeds(first: u64, done: impl Fn(&Tally) -> bool + Sync, run: impl Fn(u64)
         }
     });
     sum.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says with which seed something was wrong, or a run has panicked.
+fn naming(seed: u64, run: impl FnOnce() -> Tally) -> Tally {
+    let mut tally = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        eprintln!("with seed {seed}");
+        resume_unwind(panic)
+    });
+    tally.examples.iter_mut().for_each(|example| *example = format!("seed {seed}: {example}"));
+    tally
 }
 
 fn cores() -> usize {

@@ -10,6 +10,7 @@
 mod common;
 
 mod compound_faults;
+mod histories;
 mod kills;
 mod ledger;
 mod power_loss;
