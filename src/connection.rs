@@ -88,7 +88,8 @@ pub(crate) fn require_sqlite_version() -> Result<(), OpenErrorReason> {
     Ok(())
 }
 
-/// Fails if the file is neither empty nor a database, and changes nothing, not even the -wal or -shm file.
+/// Fails if the file is neither empty nor a database, and changes nothing, not even the -shm file. Where there is a -wal
+/// file, only the real open can tell.
 pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReason> {
     // SQLite takes a file of a single byte for an empty one, and would write over it.
     if std::fs::metadata(&location.path).is_ok_and(|metadata| metadata.len() == 1) {
@@ -104,10 +105,18 @@ pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReaso
     }?;
     let read = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()));
     match read.map_err(OpenErrorReason::from) {
-        Err(reason @ OpenErrorReason::NotADatabase(_)) => Err(reason),
-        // Without its WAL a database may look damaged that is not; the real open finds out.
+        Err(reason @ OpenErrorReason::NotADatabase(_)) if !has_wal(location) => Err(reason),
+        // Without its WAL a database may look damaged, or like none at all, that is intact with it: any page may be in
+        // pieces after a crash in the midst of a checkpoint. The real open finds out.
         _ => Ok(()),
     }
+}
+
+/// Whether there is something in the -wal file.
+fn has_wal(location: &Location) -> bool {
+    let mut wal = location.path.clone().into_os_string();
+    wal.push("-wal");
+    std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0)
 }
 
 /// A path as a part of a URI, byte by byte: it need not be UTF-8.
@@ -128,8 +137,25 @@ pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<C
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
     }?;
-    configure(&connection, role, location, config)?;
-    Ok(connection)
+    match configure(&connection, role, location, config) {
+        Ok(()) => Ok(connection),
+        Err(reason) => {
+            refuse(connection, location);
+            Err(reason)
+        }
+    }
+}
+
+/// Closes a connection that is not fit to be used, and leaves the files as they are.
+///
+/// The last close would copy the WAL into the database file: perhaps a WAL that belongs to another database, or into
+/// a file of which nobody knows what is left.
+pub(crate) fn refuse(connection: Connection, location: &Location) {
+    // One that is empty was made by this connection, and goes with it.
+    if has_wal(location) {
+        leave_wal_alone(&connection);
+    }
+    close(connection);
 }
 
 /// Makes every setting that matters explicit, and reads it back: another build of SQLite may have other
