@@ -449,13 +449,36 @@ pub(crate) fn checkpoint(
         connection.busy_timeout(wait)?;
     }
     let result = connection.query_row(sql, (), |row| {
-        let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
+        let pages = |column| Ok::<_, rusqlite::Error>(unsigned(row.get(column)?));
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
     if waits {
         connection.busy_timeout(patience)?;
     }
     result
+}
+
+/// A count of pages as SQLite tells it: -1 where there is no WAL, else without a sign.
+fn unsigned(pages: i32) -> u64 {
+    if pages == -1 { 0 } else { pages.cast_unsigned().into() }
+}
+
+/// Fails if the shared wal-index says that more of the WAL is copied than there is.
+///
+/// A checkpoint would then copy nothing, and begin the WAL anew over all that was committed. These counters alone have
+/// no checksum. Such an index is kept alive by another process that has the file open: who opens it first makes a new
+/// one.
+pub(crate) fn require_wal_index(connection: &Connection) -> rusqlite::Result<()> {
+    // The two are not read at one moment: another process may have committed and copied in between.
+    for _ in 0..3 {
+        let seen = checkpoint(connection, CheckpointMode::Noop, Duration::ZERO)?;
+        if seen.copied_pages <= seen.wal_pages {
+            return Ok(());
+        }
+    }
+    let message =
+        "the -shm file is damaged; copy the database and its -wal before the programs that have it open end";
+    Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(message.into())))
 }
 
 fn busy_timeout(connection: &Connection) -> rusqlite::Result<Duration> {

@@ -387,3 +387,24 @@ fn a_database_that_is_refused_keeps_its_wal() {
         assert!(files() == before, "{refused:?}");
     }
 }
+
+// A checkpoint copies nothing that the wal-index says is copied, and begins the WAL anew: what had been acknowledged
+// was gone (damaged_files, seed 1130).
+#[cfg(unix)]
+#[test]
+fn a_damaged_wal_index_that_another_connection_keeps_alive() {
+    let dir = dir();
+    let path = dir.path().join("app.db");
+    let other = common::plain(&path);
+    other.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x)").unwrap();
+    let shm = fs::OpenOptions::new().write(true).open(common::beside(&path, "-shm")).unwrap();
+    // How many frames are copied (https://www.sqlite.org/walformat.html).
+    for copied in [0x1000_u32, 0x8000_0000] {
+        std::os::unix::fs::FileExt::write_all_at(&shm, &copied.to_ne_bytes(), 96).unwrap();
+        let refused = Database::builder(&path).open_blocking().unwrap_err();
+        assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_CORRUPT), "{refused:?}");
+    }
+    std::os::unix::fs::FileExt::write_all_at(&shm, &[0; 4], 96).unwrap();
+    let db = Database::builder(&path).open_blocking().unwrap().blocking();
+    db.execute("INSERT INTO t VALUES (1)", ()).wait().unwrap();
+}

@@ -119,6 +119,7 @@ impl WriteConnection {
         let user_code = UserCode::guard(connection)?;
         let watchdog = Watchdog::watch(connection)?;
         connection::read_schema(connection)?;
+        connection::require_wal_index(connection)?;
         let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
         Ok((user_code, watchdog, files, page_bytes))
     }
