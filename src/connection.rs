@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, OpenFlags, Row, ffi};
 
 use crate::config::{Checkpoints, Config, Durability};
 use crate::error::OpenErrorReason;
@@ -287,8 +287,7 @@ pub(crate) fn rewrite_user_version(connection: &Connection) -> rusqlite::Result<
 /// That of a page which could not be read: the check tells it in words, among what it takes for damage.
 pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare("PRAGMA quick_check")?;
-    let found =
-        statement.query_map((), |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let found = statement.query_map((), problem)?.collect::<rusqlite::Result<Vec<_>>>()?;
     let unread = found.iter().filter_map(|line| line.split_once("error code=")).find_map(|(_, code)| {
         let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
         digits.parse().ok().filter(|code| matches!(Failure::of_code(*code), Failure::Io | Failure::Memory))
@@ -297,6 +296,11 @@ pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
         Some(code) => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
         None => Ok(found == ["ok"]),
     }
+}
+
+/// What a check has found. It names tables and columns, whose names may be damaged too.
+pub(crate) fn problem(row: &Row<'_>) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned())
 }
 
 thread_local! {
@@ -531,6 +535,17 @@ mod tests {
                 assert_eq!(synchronous.unwrap(), 2, "{role:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_check_tells_of_damage_in_names_that_are_no_text() {
+        let connection = Connection::open_in_memory().unwrap();
+        let damage = "CREATE TABLE t (x); INSERT INTO t VALUES (NULL);
+                      PRAGMA writable_schema = ON;
+                      UPDATE sqlite_schema SET sql = CAST('CREATE TABLE t (' || x'78ff' || ' NOT NULL)' AS TEXT);
+                      PRAGMA writable_schema = RESET";
+        connection.execute_batch(damage).unwrap();
+        assert!(!is_intact(&connection).unwrap());
     }
 
     #[test]
