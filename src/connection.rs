@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, ffi};
+use rusqlite::{Connection, OpenFlags, Row, ffi};
 
 use crate::config::{Checkpoints, Config, Durability};
 use crate::error::OpenErrorReason;
@@ -88,7 +88,8 @@ pub(crate) fn require_sqlite_version() -> Result<(), OpenErrorReason> {
     Ok(())
 }
 
-/// Fails if the file is neither empty nor a database, and changes nothing, not even the -wal or -shm file.
+/// Fails if the file is neither empty nor a database, and changes nothing, not even the -shm file. Where there is a -wal
+/// file, only the real open can tell.
 pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReason> {
     // SQLite takes a file of a single byte for an empty one, and would write over it.
     if std::fs::metadata(&location.path).is_ok_and(|metadata| metadata.len() == 1) {
@@ -104,10 +105,18 @@ pub(crate) fn require_database(location: &Location) -> Result<(), OpenErrorReaso
     }?;
     let read = connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(()));
     match read.map_err(OpenErrorReason::from) {
-        Err(reason @ OpenErrorReason::NotADatabase(_)) => Err(reason),
-        // Without its WAL a database may look damaged that is not; the real open finds out.
+        Err(reason @ OpenErrorReason::NotADatabase(_)) if !has_wal(location) => Err(reason),
+        // Without its WAL a database may look damaged, or like none at all, that is intact with it: any page may be in
+        // pieces after a crash in the midst of a checkpoint. The real open finds out.
         _ => Ok(()),
     }
+}
+
+/// Whether there is something in the -wal file.
+fn has_wal(location: &Location) -> bool {
+    let mut wal = location.path.clone().into_os_string();
+    wal.push("-wal");
+    std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0)
 }
 
 /// A path as a part of a URI, byte by byte: it need not be UTF-8.
@@ -128,8 +137,25 @@ pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<C
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
     }?;
-    configure(&connection, role, location, config)?;
-    Ok(connection)
+    match configure(&connection, role, location, config) {
+        Ok(()) => Ok(connection),
+        Err(reason) => {
+            refuse(connection, location);
+            Err(reason)
+        }
+    }
+}
+
+/// Closes a connection that is not fit to be used, and leaves the files as they are.
+///
+/// The last close would copy the WAL into the database file: perhaps a WAL that belongs to another database, or into
+/// a file of which nobody knows what is left.
+pub(crate) fn refuse(connection: Connection, location: &Location) {
+    // One that is empty was made by this connection, and goes with it.
+    if has_wal(location) {
+        leave_wal_alone(&connection);
+    }
+    close(connection);
 }
 
 /// Makes every setting that matters explicit, and reads it back: another build of SQLite may have other
@@ -261,8 +287,7 @@ pub(crate) fn rewrite_user_version(connection: &Connection) -> rusqlite::Result<
 /// That of a page which could not be read: the check tells it in words, among what it takes for damage.
 pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
     let mut statement = connection.prepare("PRAGMA quick_check")?;
-    let found =
-        statement.query_map((), |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let found = statement.query_map((), problem)?.collect::<rusqlite::Result<Vec<_>>>()?;
     let unread = found.iter().filter_map(|line| line.split_once("error code=")).find_map(|(_, code)| {
         let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
         digits.parse().ok().filter(|code| matches!(Failure::of_code(*code), Failure::Io | Failure::Memory))
@@ -271,6 +296,11 @@ pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
         Some(code) => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
         None => Ok(found == ["ok"]),
     }
+}
+
+/// What a check has found. It names tables and columns, whose names may be damaged too.
+pub(crate) fn problem(row: &Row<'_>) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned())
 }
 
 thread_local! {
@@ -423,13 +453,36 @@ pub(crate) fn checkpoint(
         connection.busy_timeout(wait)?;
     }
     let result = connection.query_row(sql, (), |row| {
-        let pages = |column| Ok::<_, rusqlite::Error>(row.get::<_, i64>(column)?.max(0).cast_unsigned());
+        let pages = |column| Ok::<_, rusqlite::Error>(unsigned(row.get(column)?));
         Ok(Checkpointed { blocked: row.get(0)?, wal_pages: pages(1)?, copied_pages: pages(2)? })
     });
     if waits {
         connection.busy_timeout(patience)?;
     }
     result
+}
+
+/// A count of pages as SQLite tells it: -1 where there is no WAL, else without a sign.
+fn unsigned(pages: i32) -> u64 {
+    if pages == -1 { 0 } else { pages.cast_unsigned().into() }
+}
+
+/// Fails if the shared wal-index says that more of the WAL is copied than there is.
+///
+/// A checkpoint would then copy nothing, and begin the WAL anew over all that was committed. These counters alone have
+/// no checksum. Such an index is kept alive by another process that has the file open: who opens it first makes a new
+/// one.
+pub(crate) fn require_wal_index(connection: &Connection) -> rusqlite::Result<()> {
+    // The two are not read at one moment: another process may have committed and copied in between.
+    for _ in 0..3 {
+        let seen = checkpoint(connection, CheckpointMode::Noop, Duration::ZERO)?;
+        if seen.copied_pages <= seen.wal_pages {
+            return Ok(());
+        }
+    }
+    let message =
+        "the -shm file is damaged; copy the database and its -wal before the programs that have it open end";
+    Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(message.into())))
 }
 
 fn busy_timeout(connection: &Connection) -> rusqlite::Result<Duration> {
@@ -482,6 +535,17 @@ mod tests {
                 assert_eq!(synchronous.unwrap(), 2, "{role:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_check_tells_of_damage_in_names_that_are_no_text() {
+        let connection = Connection::open_in_memory().unwrap();
+        let damage = "CREATE TABLE t (x); INSERT INTO t VALUES (NULL);
+                      PRAGMA writable_schema = ON;
+                      UPDATE sqlite_schema SET sql = CAST('CREATE TABLE t (' || x'78ff' || ' NOT NULL)' AS TEXT);
+                      PRAGMA writable_schema = RESET";
+        connection.execute_batch(damage).unwrap();
+        assert!(!is_intact(&connection).unwrap());
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl<'tx, 'c> Maintenance<'tx, 'c> {
     /// # Errors
     /// SQLite's.
     pub fn integrity_check(&mut self) -> rusqlite::Result<Vec<String>> {
-        let mut found = self.tx.query_all(connection::INTEGRITY_CHECK, (), |row| row.get::<_, String>(0))?;
+        let mut found = self.tx.query_all(connection::INTEGRITY_CHECK, (), connection::problem)?;
         found.retain(|line| line != "ok");
         Ok(found)
     }

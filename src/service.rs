@@ -349,8 +349,15 @@ impl<H> WriterThread<H> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
         let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
         connection.recall_imports(&self.imports);
-        let readers = ReaderPool::open(self.location.clone(), self.config.clone())?;
-        Ok((connection, self.start_housekeeper(housekeeping)?, readers))
+        let opened = ReaderPool::open(self.location.clone(), self.config.clone())
+            .and_then(|readers| Ok((self.start_housekeeper(housekeeping)?, readers)));
+        match opened {
+            Ok((housekeeper, readers)) => Ok((connection, housekeeper, readers)),
+            Err(reason) => {
+                connection.refuse(&self.location);
+                Err(reason)
+            }
+        }
     }
 
     fn start_housekeeper(&self, housekeeping: &Arc<Housekeeping>) -> Result<Housekeeper, OpenErrorReason> {

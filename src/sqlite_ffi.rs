@@ -1,7 +1,8 @@
 //! The only unsafe code of the crate: the few SQLite calls that rusqlite does not offer, and one of the system.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
 use rusqlite::{Connection, ffi};
@@ -50,14 +51,14 @@ pub(crate) fn error_message(connection: &Connection) -> String {
 
 /// Lets neither SQL nor C load an extension from now on; answers whether it still could.
 pub(crate) fn forbid_extensions(connection: &Connection) -> rusqlite::Result<bool> {
-    let mut still: std::ffi::c_int = -1;
+    let mut still: c_int = -1;
     // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. This
     // option takes an `int` and a pointer to one (<https://www.sqlite.org/c3ref/c_dbconfig_defensive.html>).
     let code = unsafe {
         ffi::sqlite3_db_config(
             connection.handle(),
             ffi::SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION,
-            0 as std::ffi::c_int,
+            0 as c_int,
             ptr::from_mut(&mut still),
         )
     };
@@ -155,6 +156,72 @@ pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()
     }
 }
 
+/// Something that a statement would do, asked about while it is prepared
+/// (<https://www.sqlite.org/c3ref/set_authorizer.html>).
+///
+/// The names are bytes: those in the schema of a damaged file need not be text.
+pub(crate) struct Action<'a> {
+    /// `SQLITE_INSERT`, say (<https://www.sqlite.org/c3ref/c_alter_table.html>).
+    pub(crate) code: c_int,
+    /// What the code says they are.
+    pub(crate) names: [Option<&'a [u8]>; 2],
+    pub(crate) database: Option<&'a [u8]>,
+    /// The trigger or the view that would do it.
+    pub(crate) accessor: Option<&'a [u8]>,
+}
+
+/// Asks `is_allowed` about every statement that is prepared on the connection from now on; once for a connection.
+///
+/// As rusqlite's authorizer, which panics where a name is no text.
+pub(crate) fn authorize<F>(connection: &Connection, is_allowed: F) -> rusqlite::Result<()>
+where
+    F: Fn(&Action<'_>) -> bool + Send + 'static,
+{
+    let asked = Box::into_raw(Box::new(is_allowed)).cast();
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile. SQLite has the
+    // closure dropped when the connection is closed, or at once where it has no memory to note that, and asks it
+    // until then: nobody else gives a connection data of this name, and an authorizer that another takes the place of
+    // is asked no more.
+    unsafe {
+        let name = c"solewriter.authorizer".as_ptr();
+        match ffi::sqlite3_set_clientdata(connection.handle(), name, asked, Some(forget::<F>)) {
+            ffi::SQLITE_OK => {}
+            code => return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+        }
+        match ffi::sqlite3_set_authorizer(connection.handle(), Some(ask::<F>), asked) {
+            ffi::SQLITE_OK => Ok(()),
+            code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+        }
+    }
+}
+
+/// Drops the closure of an authorizer.
+unsafe extern "C" fn forget<F>(asked: *mut c_void) {
+    // SAFETY: this is called once, with what `authorize` has made of a box.
+    drop(unsafe { Box::from_raw(asked.cast::<F>()) });
+}
+
+unsafe extern "C" fn ask<F: Fn(&Action<'_>) -> bool>(
+    asked: *mut c_void,
+    code: c_int,
+    first: *const c_char,
+    second: *const c_char,
+    database: *const c_char,
+    accessor: *const c_char,
+) -> c_int {
+    // SAFETY: SQLite gives strings that live as long as this call, or null, and the closure, which is not dropped yet.
+    let (action, is_allowed) = unsafe {
+        let name = |name: *const c_char| (!name.is_null()).then(|| CStr::from_ptr(name).to_bytes());
+        let names = [name(first), name(second)];
+        (Action { code, names, database: name(database), accessor: name(accessor) }, &*asked.cast::<F>())
+    };
+    // A panic must not cross SQLite.
+    match catch_unwind(AssertUnwindSafe(|| is_allowed(&action))) {
+        Ok(true) => ffi::SQLITE_OK,
+        Ok(false) | Err(_) => ffi::SQLITE_DENY,
+    }
+}
+
 // The system.
 
 /// Has `prepare` called before every fork of this process, then `parent` in it and `child` in the fork, all on
@@ -193,6 +260,29 @@ mod tests {
         assert!(deferred_foreign_key_violated(&db));
         db.execute_batch("ROLLBACK TO s").unwrap();
         assert!(!deferred_foreign_key_violated(&db));
+    }
+
+    #[test]
+    fn every_statement_is_asked_about_and_the_closure_goes_with_its_connection() {
+        let (asked, kept) = (std::sync::Arc::new(std::sync::Mutex::new(Vec::new())), std::sync::Arc::new(()));
+        let db = Connection::open_in_memory().unwrap();
+        let (noted, going) = (asked.clone(), kept.clone());
+        authorize(&db, move |action| {
+            let _goes_with_it = &going;
+            noted.lock().unwrap().push((action.code, action.names.map(|name| name.map(<[u8]>::to_vec))));
+            assert_ne!(action.code, ffi::SQLITE_DETACH, "a panic refuses, too");
+            action.code != ffi::SQLITE_ATTACH
+        })
+        .unwrap();
+        db.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        for refused in ["ATTACH ':memory:' AS other", "DETACH main"] {
+            let refused = db.execute_batch(refused).unwrap_err();
+            assert_eq!(refused.sqlite_error().unwrap().extended_code, ffi::SQLITE_AUTH);
+        }
+        let insert = (ffi::SQLITE_INSERT, [Some(b"t".to_vec()), None]);
+        assert!(asked.lock().unwrap().contains(&insert));
+        db.close().unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&kept), 1);
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub(crate) fn to_unix_millis(time: SystemTime) -> i64 {
 }
 
 pub(crate) fn from_unix_millis(millis: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+    let since = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+    UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
 }
 
 fn whole(count: u128) -> u64 {

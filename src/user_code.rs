@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
-use rusqlite::Connection;
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::{Connection, ffi};
+
+use crate::sqlite_ffi::{self, Action};
 
 /// What a connection is at: so that SQL of user code can't end a transaction, and nothing but the writer ever
 /// commits.
@@ -32,23 +33,20 @@ impl UserCode {
     pub(crate) fn guard(connection: &Connection) -> rusqlite::Result<Self> {
         let user_code = Self::default();
         let flags = user_code.0.clone();
-        connection.authorizer(Some(move |context: AuthContext<'_>| {
-            let allowed = match flags.at.load(Ordering::Relaxed) {
-                SERVICE => true,
-                MAINTENANCE => is_allowed_in_maintenance(&context.action),
-                _ => {
-                    if context.accessor.is_some() && is_write(&context.action) {
-                        flags.triggers_write.store(true, Ordering::Relaxed);
-                    }
-                    if !is_read_or_dml(&context.action) {
-                        let others = flags.others.load(Ordering::Relaxed);
-                        flags.others.store(others.wrapping_add(1), Ordering::Relaxed);
-                    }
-                    is_allowed_in_command(&context)
+        sqlite_ffi::authorize(connection, move |action| match flags.at.load(Ordering::Relaxed) {
+            SERVICE => true,
+            MAINTENANCE => is_allowed_in_maintenance(action),
+            _ => {
+                if action.accessor.is_some() && is_write(action) {
+                    flags.triggers_write.store(true, Ordering::Relaxed);
                 }
-            };
-            if allowed { Authorization::Allow } else { Authorization::Deny }
-        }))?;
+                if !is_read_or_dml(action) {
+                    let others = flags.others.load(Ordering::Relaxed);
+                    flags.others.store(others.wrapping_add(1), Ordering::Relaxed);
+                }
+                is_allowed_in_command(action)
+            }
+        })?;
         let flags = user_code.0.clone();
         // A command that swallows an `OR ROLLBACK` and writes on would commit each statement by itself.
         connection.commit_hook(Some(move || !flags.may_commit.load(Ordering::Relaxed)))?;
@@ -143,55 +141,44 @@ const PRAGMAS_OF_THE_SERVICE: [&str; 11] = [
     "writable_schema",
 ];
 
-fn is_one_of(pragma: &str, names: &[&str]) -> bool {
-    names.iter().any(|name| name.eq_ignore_ascii_case(pragma))
+fn is_one_of(pragma: Option<&[u8]>, names: &[&str]) -> bool {
+    pragma.is_some_and(|pragma| names.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(pragma)))
 }
 
-fn is_write(action: &AuthAction<'_>) -> bool {
-    matches!(action, AuthAction::Insert { .. } | AuthAction::Update { .. } | AuthAction::Delete { .. })
+fn is_write(action: &Action<'_>) -> bool {
+    matches!(action.code, ffi::SQLITE_INSERT | ffi::SQLITE_UPDATE | ffi::SQLITE_DELETE)
 }
 
 /// Whether the statement leaves its traces in the counter of changed rows.
-fn is_read_or_dml(action: &AuthAction<'_>) -> bool {
-    match action {
-        AuthAction::Select
-        | AuthAction::Read { .. }
-        | AuthAction::Function { .. }
-        | AuthAction::Recursive
-        | AuthAction::Insert { .. }
-        | AuthAction::Update { .. }
-        | AuthAction::Delete { .. } => true,
-        AuthAction::Pragma { pragma_name, pragma_value } => {
-            pragma_value.is_none() || !is_one_of(pragma_name, &HEADER_PRAGMAS)
+fn is_read_or_dml(action: &Action<'_>) -> bool {
+    match action.code {
+        ffi::SQLITE_SELECT | ffi::SQLITE_READ | ffi::SQLITE_FUNCTION | ffi::SQLITE_RECURSIVE => true,
+        ffi::SQLITE_PRAGMA => {
+            let [pragma, value] = action.names;
+            value.is_none() || !is_one_of(pragma, &HEADER_PRAGMAS)
         }
-        _ => false,
+        _ => is_write(action),
     }
 }
 
-fn is_allowed_in_command(context: &AuthContext<'_>) -> bool {
-    match &context.action {
-        AuthAction::Transaction { .. }
-        | AuthAction::Savepoint { .. }
-        | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. } => false,
+fn is_allowed_in_command(action: &Action<'_>) -> bool {
+    match action.code {
+        ffi::SQLITE_TRANSACTION | ffi::SQLITE_SAVEPOINT | ffi::SQLITE_ATTACH | ffi::SQLITE_DETACH => false,
         // What is temporary belongs to the connection: the next command would find it, in place of the real.
-        AuthAction::CreateTempIndex { .. }
-        | AuthAction::CreateTempTable { .. }
-        | AuthAction::CreateTempTrigger { .. }
-        | AuthAction::CreateTempView { .. } => false,
-        AuthAction::CreateTable { .. }
-        | AuthAction::CreateIndex { .. }
-        | AuthAction::CreateTrigger { .. }
-        | AuthAction::CreateView { .. }
-        | AuthAction::CreateVtable { .. } => context.database_name != Some("temp"),
-        AuthAction::Pragma { pragma_name, .. } => is_one_of(pragma_name, &ALLOWED_PRAGMAS),
+        ffi::SQLITE_CREATE_TEMP_INDEX
+        | ffi::SQLITE_CREATE_TEMP_TABLE
+        | ffi::SQLITE_CREATE_TEMP_TRIGGER
+        | ffi::SQLITE_CREATE_TEMP_VIEW => false,
+        ffi::SQLITE_CREATE_TABLE
+        | ffi::SQLITE_CREATE_INDEX
+        | ffi::SQLITE_CREATE_TRIGGER
+        | ffi::SQLITE_CREATE_VIEW
+        | ffi::SQLITE_CREATE_VTABLE => action.database != Some(b"temp"),
+        ffi::SQLITE_PRAGMA => is_one_of(action.names[0], &ALLOWED_PRAGMAS),
         _ => true,
     }
 }
 
-fn is_allowed_in_maintenance(action: &AuthAction<'_>) -> bool {
-    match action {
-        AuthAction::Pragma { pragma_name, .. } => !is_one_of(pragma_name, &PRAGMAS_OF_THE_SERVICE),
-        _ => true,
-    }
+fn is_allowed_in_maintenance(action: &Action<'_>) -> bool {
+    action.code != ffi::SQLITE_PRAGMA || !is_one_of(action.names[0], &PRAGMAS_OF_THE_SERVICE)
 }

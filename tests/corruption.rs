@@ -169,3 +169,19 @@ async fn a_page_that_is_damaged_stops_writing_and_other_tables_are_still_read() 
     let start = usize::try_from((page - 1) * page_bytes).unwrap();
     assert!(bytes[start..start + 512].iter().all(|byte| *byte == 0xff), "the page is as it was");
 }
+
+// The check ran into an error of the full-text index each time, and was made again for ever (damaged_files, seed 10377).
+#[tokio::test]
+async fn damage_that_can_not_be_checked_stops_writing_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (faults, db) = create(&dir);
+    let no_index =
+        "CREATE VIRTUAL TABLE words USING fts5(word); UPDATE words_config SET v = 0 WHERE k = 'version'";
+    plain(db.path()).execute_batch(no_index).unwrap();
+    disturb_the_check(&faults, &db, || Fault::new(Op::Sync, Of::Other, ffi::SQLITE_IOERR_FSYNC)).await;
+    until("writing stops", || db.stats().is_refusing_writes).await;
+    let refused = insert(&db, 1).await.unwrap_err();
+    assert!(matches!(refused, WriteError::NotStarted(NotStarted::Stopped(_))), "{refused:?}");
+    assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_CORRUPT));
+    assert!(db.blocking().shutdown(Drain::within(HANG)).unwrap().stopped);
+}

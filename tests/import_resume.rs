@@ -352,6 +352,49 @@ async fn a_table_that_is_not_ours_keeps_no_database_from_being_opened() {
     assert!(matches!(run.await.unwrap_err().failure, ImportFailure::Record(_)));
 }
 
+// The times of a damaged record overflowed, on the thread that opened the database (damaged_files, seed 54).
+#[tokio::test]
+async fn records_whose_times_make_no_sense_keep_no_database_from_being_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    let db = Database::open(&path).await.unwrap();
+    db.import("empty", stream::empty::<i64>()).run(insert_entry).await.unwrap();
+    let records = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000)
+                   INSERT INTO solewriter_imports (id, is_named, label, state, started_at, ended_at)
+                   SELECT i, 0, 'many', 'complete', ?1, ?2 FROM n";
+    common::plain(&path).execute(records, (i64::MIN, i64::MAX)).unwrap();
+    db.shutdown(Drain::within(common::HANG)).await.unwrap();
+    let db = Database::open(&path).await.unwrap();
+    assert_eq!(db.health().imports.total_imports_last_hour, 3_001);
+    assert_eq!(db.import_records(usize::MAX).await.unwrap().len(), 3_001);
+    db.import("empty", stream::empty::<i64>()).run(insert_entry).await.unwrap();
+}
+
+// It went on wherever the number told it to, with its sign taken off (damaged_files, seed 45).
+#[tokio::test]
+async fn an_import_does_not_go_on_after_a_record_that_does_not_add_up() {
+    let db = TestDb::open().await;
+    let import = |on_error| {
+        let items = stream::iter(0..10_i64);
+        let run = db.import("numbers", items).id("damaged").batch(Batch::Fixed(2)).on_error(on_error);
+        run.run(|tx, x| if *x == 5 { Err(rusqlite::Error::InvalidQuery) } else { add(tx, *x) })
+    };
+    soon(import(OnError::StopAfter(1))).await.unwrap_err();
+    let before = db.xs().await;
+    assert_eq!(before, [0, 1, 2, 3, 4]);
+    for damage in ["next_entry = 0", "next_entry = 7", "next_entry = -6", "accepted = -5", "failed = 9"] {
+        let plain = db.plain();
+        plain.execute_batch(&format!("UPDATE solewriter_imports SET {damage}")).unwrap();
+        let refused = soon(import(OnError::Skip)).await.unwrap_err();
+        assert!(matches!(refused.failure, ImportFailure::Record(_)), "{damage}: {refused}");
+        assert_eq!((db.xs().await, refused.report.skipped), (before.clone(), 0), "{damage}");
+        let mended = "UPDATE solewriter_imports SET next_entry = 6, accepted = 5, failed = 1";
+        plain.execute_batch(mended).unwrap();
+    }
+    assert_eq!(soon(import(OnError::Skip)).await.unwrap().accepted, 4);
+    assert_eq!(db.xs().await, [0, 1, 2, 3, 4, 6, 7, 8, 9]);
+}
+
 #[tokio::test]
 async fn an_import_that_is_dropped_is_interrupted_and_goes_on_later() {
     let db = TestDb::open().await;

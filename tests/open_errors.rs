@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use common::HANG;
+use rusqlite::ffi;
 use solewriter::{Config, Database, Drain, OpenError, OpenErrorReason as Reason};
 use tempfile::TempDir;
 use walkdir::WalkDir;
@@ -66,7 +67,7 @@ fn a_file_that_is_not_a_database() {
         fs::write(dir.path().join("app.db"), contents).unwrap();
         let error = refused(dir.path(), "app.db", Config::default());
         assert!(matches!(error.reason, Reason::NotADatabase(_)), "{error:?}");
-        assert_eq!(error.sqlite_extended_code(), Some(rusqlite::ffi::SQLITE_NOTADB));
+        assert_eq!(error.sqlite_extended_code(), Some(ffi::SQLITE_NOTADB));
         assert!(error.source().is_some() && error.to_string().contains("app.db"), "{error}");
     }
 }
@@ -329,23 +330,81 @@ mod permissions {
     }
 }
 
-/// After a crash in the middle of a checkpoint the first page may speak of pages that are still in the WAL only.
-#[test]
-fn a_database_that_needs_its_wal_is_opened_and_recovered() {
-    let dir = dir();
+/// A database as a crash leaves it, whose newest commits are in the -wal alone; `last` is the last of them.
+fn crashed(dir: &TempDir, last: &str) -> PathBuf {
     let (crashed, path) = (dir.path().join("crashed.db"), dir.path().join("app.db"));
     let before = common::plain(&crashed);
-    before
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x)")
-        .unwrap();
-    before.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES (zeroblob(100000))").unwrap();
-    let mut file = fs::read(&crashed).unwrap();
+    let schema = "PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; CREATE TABLE t (x); INSERT INTO t VALUES (1)";
+    before.execute_batch(schema).unwrap();
+    before.execute_batch(&format!("PRAGMA wal_checkpoint(TRUNCATE); {last}")).unwrap();
     fs::copy(common::beside(&crashed, "-wal"), common::beside(&path, "-wal")).unwrap();
+    fs::copy(&crashed, &path).unwrap();
+    path
+}
+
+fn change(path: &Path, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// After a crash in the middle of a checkpoint the first page may speak of pages that are still in the WAL only, or be
+/// no page at all.
+#[test]
+fn a_database_that_needs_its_wal_is_opened_and_recovered() {
     // The page count of the header, and the counter that vouches for it (https://www.sqlite.org/fileformat2.html).
-    file[28..32].copy_from_slice(&1000_u32.to_be_bytes());
-    fs::write(&path, file).unwrap();
+    let counts = |file: &mut [u8]| file[28..32].copy_from_slice(&1000_u32.to_be_bytes());
+    let nothing = |file: &mut [u8]| file[..512].fill(0);
+    for damage in [counts, nothing] {
+        let dir = dir();
+        let path = crashed(&dir, "INSERT INTO t VALUES (zeroblob(100000))");
+        change(&path, damage);
+        let db = Database::builder(&path).open_blocking().unwrap().blocking();
+        let bytes = "SELECT sum(length(x)) FROM t";
+        let bytes = db.read("bytes", move |tx| tx.query_row(bytes, (), |row| row.get::<_, i64>(0)));
+        assert_eq!(bytes.wait().unwrap(), 100_001);
+    }
+}
+
+// The close of what was opened in vain copied the WAL into a file of which nobody knows what is left (damaged_files,
+// seed 67).
+#[test]
+fn a_database_that_is_refused_keeps_its_wal() {
+    let no_schema = |file: &mut [u8]| file[100] = 0xff;
+    let no_header = |file: &mut [u8]| file[..16].fill(0xff);
+    for (damage, code) in [(no_schema as fn(&mut [u8]), ffi::SQLITE_CORRUPT), (no_header, ffi::SQLITE_NOTADB)]
+    {
+        let dir = dir();
+        // The first page is in the file only.
+        let path = crashed(&dir, "UPDATE t SET x = 2");
+        change(&path, damage);
+        let files = || ["", "-wal"].map(|suffix| fs::read(common::beside(&path, suffix)).unwrap());
+        let before = files();
+        let refused = Database::builder(&path).open_blocking().unwrap_err();
+        assert_eq!(refused.sqlite_extended_code(), Some(code), "{refused:?}");
+        let is_no_database = matches!(refused.reason, Reason::NotADatabase(_));
+        assert_eq!(is_no_database, code == ffi::SQLITE_NOTADB, "{refused:?}");
+        assert!(files() == before, "{refused:?}");
+    }
+}
+
+// A checkpoint copies nothing that the wal-index says is copied, and begins the WAL anew: what had been acknowledged
+// was gone (damaged_files, seed 1130).
+#[cfg(unix)]
+#[test]
+fn a_damaged_wal_index_that_another_connection_keeps_alive() {
+    let dir = dir();
+    let path = dir.path().join("app.db");
+    let other = common::plain(&path);
+    other.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (x)").unwrap();
+    let shm = fs::OpenOptions::new().write(true).open(common::beside(&path, "-shm")).unwrap();
+    // How many frames are copied (https://www.sqlite.org/walformat.html).
+    for copied in [0x1000_u32, 0x8000_0000] {
+        std::os::unix::fs::FileExt::write_all_at(&shm, &copied.to_ne_bytes(), 96).unwrap();
+        let refused = Database::builder(&path).open_blocking().unwrap_err();
+        assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_CORRUPT), "{refused:?}");
+    }
+    std::os::unix::fs::FileExt::write_all_at(&shm, &[0; 4], 96).unwrap();
     let db = Database::builder(&path).open_blocking().unwrap().blocking();
-    let bytes =
-        db.read("bytes", |tx| tx.query_row("SELECT sum(length(x)) FROM t", (), |row| row.get::<_, i64>(0)));
-    assert_eq!(bytes.wait().unwrap(), 100_000);
+    db.execute("INSERT INTO t VALUES (1)", ()).wait().unwrap();
 }

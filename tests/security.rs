@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Gate, TestDb, add, committed, insert, soon};
 use rusqlite::ffi;
 use serde::{Deserialize, Serialize};
-use solewriter::{Command, ReadError, WriteError, WriteTransaction};
+use solewriter::{Command, Database, ReadError, WriteError, WriteTransaction};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 fn text_of(error: &dyn Error) -> String {
@@ -79,6 +79,31 @@ async fn what_could_corrupt_the_file_is_refused() {
         assert_eq!(refused(&db, sql).await.sqlite_extended_code(), Some(ffi::SQLITE_AUTH), "{sql}");
     }
     insert(&db, 1).await.unwrap();
+}
+
+// rusqlite's authorizer panics at a name that is no UTF-8, which ends the process where panics abort (damaged_files,
+// seed 8).
+#[tokio::test]
+async fn a_schema_whose_names_are_no_utf_8_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.db");
+    let schema =
+        "CREATE TABLE t (cafE TEXT); CREATE TRIGGER cafE AFTER INSERT ON t BEGIN DELETE FROM t WHERE 0; END";
+    common::plain(&path).execute_batch(schema).unwrap();
+    let mut file = std::fs::read(&path).unwrap();
+    let places: Vec<_> = (0..file.len()).filter(|place| file[*place..].starts_with(b"cafE")).collect();
+    // As Latin-1 has it.
+    places.iter().for_each(|place| file[place + 3] = 0xe9);
+    assert_eq!(places.len(), 3, "in the table, and twice for the trigger");
+    std::fs::write(&path, file).unwrap();
+    let db = Database::open(&path).await.unwrap();
+    db.execute("INSERT INTO t VALUES ('tea')", ()).await.unwrap();
+    let all = |tx: &solewriter::ReadTransaction<'_>| {
+        tx.query_row("SELECT * FROM t", (), |row| row.get::<_, String>(0))
+    };
+    assert_eq!(db.read("all", all).await.unwrap(), "tea");
+    let refused = db.write("ends", |tx| tx.execute_batch("COMMIT")).await.unwrap_err();
+    assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_AUTH));
 }
 
 #[tokio::test]

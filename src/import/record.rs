@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use serde::Serialize;
 
@@ -221,16 +222,9 @@ pub(super) fn begin(
     }
     let known = tx
         .query_row(
-            "SELECT number, next_entry, state FROM solewriter_imports WHERE id = ?1",
+            "SELECT number, next_entry, state, accepted, failed FROM solewriter_imports WHERE id = ?1",
             [&*id.0],
-            |row| {
-                let is_complete = row.get_ref(2)?.as_str()? == ImportState::Complete.as_str();
-                Ok(Begun {
-                    number: row.get(0)?,
-                    next_entry: row.get::<_, i64>(1)?.unsigned_abs(),
-                    is_complete,
-                })
-            },
+            begun,
         )
         .optional()?;
     if let Some(Begun { number, .. }) = known
@@ -257,6 +251,25 @@ pub(super) fn begin(
                 (&*id.0, is_named, &**label, to_unix_millis(at)),
             )?;
             Ok(Begun { number: tx.last_insert_rowid(), next_entry: 0, is_complete: false })
+        }
+    }
+}
+
+/// Where a record says that its import goes on.
+///
+/// Every entry before that one was imported or has failed. A record of which this is not true is damaged, and to go on
+/// there could leave entries out, or import them twice.
+fn begun(row: &Row<'_>) -> rusqlite::Result<Begun> {
+    let count = |column| row.get::<_, i64>(column).map(u64::try_from);
+    let is_complete = row.get_ref(2)?.as_str()? == ImportState::Complete.as_str();
+    match (count(1)?, count(3)?, count(4)?) {
+        (Ok(next_entry), Ok(accepted), Ok(failed)) if accepted.checked_add(failed) == Some(next_entry) => {
+            Ok(Begun { number: row.get(0)?, next_entry, is_complete })
+        }
+        _ => {
+            let damaged =
+                "the record of the import is damaged: `next_entry` is not `accepted` and `failed` together";
+            Err(rusqlite::Error::FromSqlConversionFailure(1, Type::Integer, damaged.into()))
         }
     }
 }
@@ -424,7 +437,8 @@ pub(super) fn ended_within(connection: &Connection, age: Duration) -> rusqlite::
     )?;
     let ended = statement.query_map([since], |row| {
         let (ended_at, started_at, hold_max): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let took = Duration::from_millis(u64::try_from(ended_at - started_at).unwrap_or_default());
+        let took = u64::try_from(ended_at.saturating_sub(started_at)).unwrap_or_default();
+        let took = Duration::from_millis(took);
         let hold_max = Duration::from_micros(hold_max.unsigned_abs());
         Ok(Ended { at: from_unix_millis(ended_at), took, hold_max })
     })?;

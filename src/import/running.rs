@@ -172,7 +172,8 @@ impl Imports {
         let mut ended = lock(&self.ended);
         // A clock that was set back makes some look as if they were still to come: they stay.
         ended.retain(|import| now.duration_since(import.at).is_ok_and(|age| age <= HOUR) || import.at > now);
-        let total: Duration = ended.iter().map(|import| import.took).sum();
+        let took = ended.iter().map(|import| import.took);
+        let total = took.fold(Duration::ZERO, Duration::saturating_add);
         let max = ended.iter().map(|import| import.took).max().unwrap_or_default();
         let hold_max = ended.iter().map(|import| import.hold_max).max().unwrap_or_default();
         let count = ended.len();

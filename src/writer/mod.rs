@@ -97,14 +97,31 @@ pub(crate) struct WriteConnection {
 impl WriteConnection {
     pub(crate) fn open(location: &Location, config: &Config, board: &Board) -> Result<Self, OpenErrorReason> {
         let connection = connection::open(location, Role::Writer, config)?;
-        connection::watch_wal(&connection);
-        board.wal.set_page_bytes(connection::page_bytes(&connection)?);
-        let user_code = UserCode::guard(&connection)?;
-        let watchdog = Watchdog::watch(&connection)?;
-        board.set_watchdog(watchdog.clone());
-        connection::read_schema(&connection)?;
+        match Self::guard(&connection, location) {
+            Ok((user_code, watchdog, files, page_bytes)) => {
+                board.wal.set_page_bytes(page_bytes);
+                board.set_watchdog(watchdog.clone());
+                Ok(Self { connection, user_code, watchdog, files })
+            }
+            Err(reason) => {
+                connection::refuse(connection, location);
+                Err(reason)
+            }
+        }
+    }
+
+    fn guard(
+        connection: &Connection,
+        location: &Location,
+    ) -> Result<(UserCode, Watchdog, FileIdentities, u64), OpenErrorReason> {
+        connection::watch_wal(connection);
+        let page_bytes = connection::page_bytes(connection)?;
+        let user_code = UserCode::guard(connection)?;
+        let watchdog = Watchdog::watch(connection)?;
+        connection::read_schema(connection)?;
+        connection::require_wal_index(connection)?;
         let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
-        Ok(Self { connection, user_code, watchdog, files })
+        Ok((user_code, watchdog, files, page_bytes))
     }
 
     /// Reads what is written down of the imports of earlier openings.
@@ -129,6 +146,11 @@ impl WriteConnection {
     pub(crate) fn close_as_it_is(self) {
         connection::leave_wal_alone(&self.connection);
         connection::close(self.connection);
+    }
+
+    /// Closes and leaves the files as they were found: the open has failed.
+    pub(crate) fn refuse(self, location: &Location) {
+        connection::refuse(self.connection, location);
     }
 
     /// How much of the WAL has been copied, by whomever, as the shared wal-index says.

@@ -393,6 +393,13 @@ impl Writer {
                 self.board.stop(error.into());
                 return ControlFlow::Break(SessionEnd::Stopped);
             }
+            // It would fail again: of a full-text index that is damaged too, for one. What nobody can tell is not
+            // written to.
+            Err(error) if !Failure::of(&error).is_environmental() => {
+                tracing::error!(%error, "the check of a database that looks damaged can't be done");
+                self.board.stop(cause);
+                return ControlFlow::Break(SessionEnd::Stopped);
+            }
             Err(error) => {
                 self.note_failure(error.into());
                 // Not before the check is done.
