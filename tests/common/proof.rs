@@ -41,6 +41,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Of a case in which nothing was seen yet.
+    pub(crate) fn of_one_case() -> Self {
+        Self { cases: 1, ..Self::default() }
+    }
+
     pub(crate) fn wrong(&mut self, how: Wrong, example: impl FnOnce() -> String) {
         self.wrong[how as usize] += 1;
         if self.examples.len() < EXAMPLES_MAX {
