@@ -24,7 +24,9 @@ use rusqlite::{Connection, ffi};
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "sabotage")]
 use solewriter::Sabotage;
-use solewriter::{Builder, Database, Drain, Durability, Lane, RolledBack, Work, Write, WriteError, WriteTransaction};
+use solewriter::{
+    Builder, Database, Drain, Durability, Lane, RolledBack, Work, Write, WriteError, WriteTransaction,
+};
 
 const SCHEMA: &str = "CREATE TABLE t (x INTEGER PRIMARY KEY);
      CREATE TABLE parent (id INTEGER PRIMARY KEY);

@@ -53,12 +53,13 @@ impl Tally {
         }
     }
 
-    /// Counts a check, and what it has found.
-    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) {
+    /// Counts a check, and what it has found; returns whether it holds.
+    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) -> bool {
         self.checks += 1;
         if !holds {
             self.wrong(how, example);
         }
+        holds
     }
 
     pub(crate) fn count(&self, how: Wrong) -> u64 {

@@ -8,3 +8,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+
+mod disk_full;
+mod traffic;
