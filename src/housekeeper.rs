@@ -14,9 +14,11 @@ use crate::board::{Board, Tried};
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode};
 use crate::error::{Cause, NotStarted};
+use crate::failure::Failure;
 use crate::holder::Phase;
 use crate::message::Fate;
 use crate::queue::Queue;
+use crate::rules;
 use crate::sqlite_ffi;
 use crate::sync::lock;
 
@@ -112,8 +114,16 @@ impl Housekeeping {
         self.restart.store(false, Ordering::Release);
     }
 
-    /// A checkpoint has failed.
-    pub(crate) fn fail(&self, cause: Cause) {
+    /// A checkpoint has failed: it is tried again later, or not before everything is opened anew.
+    pub(crate) fn checkpoint_failed(&self, error: rusqlite::Error) {
+        if rules::checkpoint_can_wait(Failure::of(&error)) {
+            tracing::warn!(%error, "a checkpoint found no space, and is tried again later");
+        } else {
+            self.fail(error.into());
+        }
+    }
+
+    fn fail(&self, cause: Cause) {
         tracing::error!(error = %cause.as_sqlite(), "a checkpoint failed");
         #[cfg(feature = "sabotage")]
         if self.retries.load(Ordering::Relaxed) {
@@ -258,24 +268,27 @@ impl House {
         }
     }
 
-    /// Copies what it can and syncs the file; false if writing has stopped.
+    /// Copies what it can and syncs the file; false if that is not done.
     fn checkpoint(&self) -> bool {
         if self.board.stopped().is_some() || self.line.failure().is_some() {
             return false;
         }
         let passive = CheckpointMode::Passive;
-        let done = connection::checkpoint(&self.connection, passive, Duration::ZERO);
-        // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
-        let synced = done.and_then(|done| sqlite_ffi::sync_database_file(&self.connection).map(|()| done));
-        let done = match synced {
+        let done = match connection::checkpoint(&self.connection, passive, Duration::ZERO) {
             Ok(done) => done,
-            // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
             Err(error) => {
-                self.line.fail(error.into());
+                self.line.checkpoint_failed(error);
                 self.queue.ring();
                 return false;
             }
         };
+        // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
+        if let Err(error) = sqlite_ffi::sync_database_file(&self.connection) {
+            // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
+            self.line.fail(error.into());
+            self.queue.ring();
+            return false;
+        }
         tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
         let wal = &self.board.wal;
         wal.checkpoints.fetch_add(1, Ordering::Relaxed);

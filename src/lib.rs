@@ -97,6 +97,12 @@ mod sync;
 mod units;
 mod watchdog;
 
+/// The frame of the reliability tests, for those that need what is inside.
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
+#[path = "../tests/common/proof.rs"]
+mod proof;
+
 /// The documents of the repository's `docs` folder.
 #[cfg(any(doc, doctest))]
 pub mod guide {

@@ -259,7 +259,7 @@ pub(crate) fn after_failed_maintenance(failure: Failure, unsynced_groups: bool) 
     }
 }
 
-/// What follows from a checkpoint that failed.
+/// What follows from a checkpoint that failed, and can't wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterCheckpoint {
     /// Close every connection without a checkpoint and open them anew: a retry on the same wal-index can
@@ -267,6 +267,12 @@ pub(crate) enum AfterCheckpoint {
     Reopen,
     /// Writing stops: what the failed sync dropped may belong to groups that are nowhere else.
     Stop,
+}
+
+/// Whether a checkpoint that failed may simply be tried again later, on the same wal-index.
+pub(crate) fn checkpoint_can_wait(failure: Failure) -> bool {
+    // Only writes find no space. What they wrote before is still to be synced, and none of it was dropped.
+    failure == Failure::DiskFull
 }
 
 pub(crate) fn after_failed_checkpoint(unsynced_groups: bool) -> AfterCheckpoint {

@@ -138,7 +138,6 @@ async fn after_a_checkpoint_that_fails_every_connection_is_opened_anew_and_every
 async fn whatever_fails_in_a_checkpoint_its_next_one_begins_from_the_start() {
     for (op, of, code) in [
         (Op::Write, Of::Database, ffi::SQLITE_IOERR_WRITE),
-        (Op::Write, Of::Database, ffi::SQLITE_FULL),
         (Op::Read, Of::Wal, ffi::SQLITE_IOERR_READ),
         (Op::Sync, Of::Wal, ffi::SQLITE_IOERR_FSYNC),
         (Op::Sync, Of::Database, ffi::SQLITE_IOERR_FSYNC),

@@ -1,26 +1,17 @@
 //! Honest Outcome and Self-Healing, where there is no space: writes are refused and come back by themselves, and
-//! whatever was answered is true.
+//! whatever was answered is true. Real disks, and many of them: `tests/reliability/disk_full.rs`.
 #![cfg(unix)]
-#![allow(
-    missing_docs,
-    unsafe_code,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 #![allow(clippy::async_yields_async, reason = "a command is sent first and waited for later")]
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use common::faults::{CrashImage, Fault, Faults, Of, Op, stored, xs};
-use common::{Gate, HANG, Kind, check, committed, config_with, insert, plain, soon, until};
+use common::faults::{By, CrashImage, Fault, Faults, Of, Op, stored, xs};
+use common::{Gate, HANG, Kind, committed, config_with, insert, plain, soon, until};
 use rusqlite::ffi;
-use solewriter::{Config, Database, Drain, NotStarted, Outcome, Retry, RolledBack, WriteError};
+use solewriter::{Config, Database, Drain, Durability, NotStarted, Outcome, Retry, RolledBack, WriteError};
 
 /// More than the cache holds, so that its pages go to the WAL before the COMMIT.
 const LARGE: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300)
@@ -65,6 +56,7 @@ async fn is_refused_until_there_is_space(db: &Database, faults: &Faults, seen: &
     faults.heal();
     until("a probe brings writes back", || !db.stats().is_refusing_writes).await;
     insert(db, 99).await.unwrap();
+    assert_eq!(db.stats().foreign_commits, 0, "nobody else was there");
 }
 
 #[tokio::test]
@@ -141,7 +133,6 @@ async fn a_command_too_large_for_the_database_is_told_so_and_nobody_else_notices
     let large_row = "INSERT INTO big VALUES (zeroblob(4000000))";
     let many_rows = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 4000)
                      INSERT INTO big SELECT randomblob(1000) FROM n";
-    let mut checks = 0;
     for sql in [large_row, many_rows] {
         for kind in [Kind::Once, Kind::Rerunnable, Kind::Statement] {
             let dir = tempfile::tempdir().unwrap();
@@ -170,211 +161,69 @@ async fn a_command_too_large_for_the_database_is_told_so_and_nobody_else_notices
             assert_eq!(xs(&db), [1, 2]);
             close(&db);
             assert_eq!(stored(&path), [1, 2]);
-            checks += 3;
         }
     }
-    println!("disk_full: cases=6 checks={checks} lost=0 half=0 ghost=0");
 }
 
-/// What a series of commands was told, to be compared with the file.
-#[derive(Default)]
-struct Told {
-    committed: Vec<i64>,
-    not_applied: Vec<i64>,
-    unknown: Vec<i64>,
+// The WAL has room and the database file has none, until it has.
+#[tokio::test]
+async fn a_checkpoint_that_finds_no_space_is_tried_again_later_and_nobody_notices() {
+    // Each group asks for a checkpoint; or the writer makes its own first, since the WAL has reached its target.
+    for (by, checkpoint_pages, tries) in [(By::Checkpointer, 1, 3), (By::Writer, 20, 1)] {
+        let (dir, faults) = (tempfile::tempdir().unwrap(), Faults::register());
+        let db = faults.create(&dir, |config| {
+            settings(config);
+            (config.checkpoint_pages, config.wal_target_bytes) = (checkpoint_pages, 65_536);
+        });
+        faults.forget();
+        faults.inject(Fault::new(Op::Write, Of::Database, ffi::SQLITE_FULL).by(by));
+        let mut seen = vec![0];
+        while faults.failed() < tries {
+            seen.push(seen.len() as i64);
+            // Groups that were not synced make no difference.
+            let durability = if seen.len() % 2 == 0 { Durability::Normal } else { Durability::Full };
+            soon(insert(&db, seen.len() as i64 - 1).durability(durability)).await.unwrap();
+            assert!(seen.len() < 1_000, "no checkpoint is tried");
+        }
+        assert_eq!(xs(&db), seen, "reads go on");
+        assert!(!faults.calls().iter().any(|call| call.op == Op::Open), "nothing is opened anew");
+        assert_eq!(CrashImage::take(db.path()).xs(), seen);
+        faults.heal();
+        let restarts = db.stats().wal_restarts;
+        while db.stats().wal_restarts == restarts {
+            seen.push(seen.len() as i64);
+            soon(insert(&db, seen.len() as i64 - 1)).await.unwrap();
+            assert!(seen.len() < 2_000, "{by:?}: the WAL never begins anew");
+        }
+        let path = db.path().to_owned();
+        close(&db);
+        assert_eq!(stored(&path), seen);
+    }
 }
 
-/// Writes the same number into two tables, with a blob that takes some space.
-fn pair(db: &Database, x: i64) -> Result<(), WriteError> {
-    let blocking = db.blocking();
-    let both = blocking.write("pair", move |tx| {
-        tx.execute("INSERT INTO a (x, space) VALUES (?1, randomblob(20000))", [x])?;
-        tx.execute("INSERT INTO b (x) VALUES (?1)", [x])?;
-        Ok(())
+// Else a WAL that grows on takes the space that its own checkpoint needs.
+#[tokio::test]
+async fn once_there_is_space_again_the_wal_is_copied_first() {
+    let (dir, faults) = (tempfile::tempdir().unwrap(), Faults::register());
+    let db = faults.create(&dir, |config| {
+        settings(config);
+        config.checkpoint_pages = 40;
     });
-    both.wait()
-}
-
-impl Told {
-    fn send(&mut self, db: &Database, x: i64) -> Result<(), WriteError> {
-        let answer = pair(db, x);
-        match answer.as_ref().err().map(WriteError::outcome) {
-            None => self.committed.push(x),
-            Some(Outcome::Unknown) => self.unknown.push(x),
-            Some(Outcome::NotStarted | Outcome::RolledBack) => self.not_applied.push(x),
-        }
-        answer
-    }
-
-    /// Compares with the file, and tells how many were lost, half there, or back.
-    fn compare(&self, path: &Path, what: &str) {
-        check(path);
-        let connection = plain(path);
-        let all = |table| -> Vec<i64> {
-            let mut rows = connection.prepare(&format!("SELECT x FROM {table} ORDER BY x")).unwrap();
-            rows.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
-        };
-        let (a, b) = (all("a"), all("b"));
-        let count = |xs: &[i64], wrong: &dyn Fn(&i64) -> bool| xs.iter().filter(|x| wrong(x)).count();
-        let lost = count(&self.committed, &|x| !a.contains(x));
-        let half = count(&a, &|x| !b.contains(x)) + count(&b, &|x| !a.contains(x));
-        let ghost = count(&self.not_applied, &|x| a.contains(x));
-        let checks = self.committed.len() + self.not_applied.len() + a.len() + b.len();
-        let (acked, unknown) = (self.committed.len(), self.unknown.len());
-        println!(
-            "disk_full: {what} cases=1 checks={checks} acked={acked} unknown={unknown} lost={lost} half={half} ghost={ghost}"
-        );
-        assert_eq!((lost, half, ghost), (0, 0, 0));
-    }
-}
-
-fn pairs(path: &Path) {
-    plain(path)
-        .execute_batch(
-            "CREATE TABLE a (x INTEGER PRIMARY KEY, space);
-             CREATE TABLE b (x INTEGER PRIMARY KEY, y DEFAULT (randomblob(100)))",
-        )
-        .unwrap();
-}
-
-/// A file system of a few megabytes, which goes away with this.
-struct TinyDisk(tempfile::TempDir);
-
-impl TinyDisk {
-    /// The reason if there can be none.
-    fn mount() -> Result<Self, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(dir.path());
-        match mount.output() {
-            Ok(output) if output.status.success() => Ok(Self(dir)),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().join("test.db")
-    }
-
-    /// Takes all the space that is left.
-    fn fill(&self) -> PathBuf {
-        let ballast = self.0.path().join("ballast");
-        let full = std::fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
-        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-        ballast
-    }
-}
-
-impl Drop for TinyDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_real_disk_that_fills_up_and_is_freed_loses_nothing_and_is_written_again() {
-    let disk = match TinyDisk::mount() {
-        Ok(disk) => disk,
-        Err(reason) => return println!("SKIP: no tmpfs can be mounted: {reason}"),
-    };
-    let path = disk.path();
-    pairs(&path);
-    let db = Database::builder(&path).config(config_with(settings)).open_blocking().unwrap();
-    let (mut told, mut x) = (Told::default(), 0);
-    for _ in 0..3 {
-        // By its own doing first, then by another file that takes what is left.
-        let ballast = (x > 0).then(|| disk.fill());
-        let refused = loop {
-            x += 1;
-            if let Err(error) = told.send(&db, x) {
-                break error;
-            }
-            assert!(x < 1_000, "it never fills up");
-        };
-        assert!(matches!(refused.outcome(), Outcome::RolledBack | Outcome::NotStarted), "{refused:?}");
-        assert_eq!(refused.retry(), Retry::Later, "{refused:?}");
+    faults.inject(Fault::new(Op::Write, Of::Database, ffi::SQLITE_FULL));
+    let mut x = 0;
+    while faults.failed() == 0 {
         x += 1;
-        // A command that needs a page less than the one before may still find it.
-        if let Err(refused) = told.send(&db, x) {
-            assert_eq!(refused.retry(), Retry::Later, "{refused:?}");
-        }
-        let reads = |tx: &solewriter::ReadTransaction<'_>| {
-            tx.query_row("SELECT count(*) FROM a", (), |row| row.get::<_, i64>(0))
-        };
-        assert_eq!(db.read("reads go on", reads).await.unwrap(), told.committed.len() as i64);
-        match ballast {
-            Some(ballast) => std::fs::remove_file(ballast).unwrap(),
-            // What makes room here is the operator, who grants more.
-            None => {
-                let mut mount = Command::new("mount");
-                mount.args(["-o", "remount,size=6m"]).arg(disk.0.path());
-                assert!(mount.status().unwrap().success());
-            }
-        }
-        until("a probe brings writes back", || !db.stats().is_refusing_writes).await;
+        soon(insert(&db, x)).await.unwrap();
+        assert!(x < 1_000, "no checkpoint is tried");
+    }
+    faults.inject(no_space());
+    while soon(insert(&db, x + 1)).await.is_ok() {
         x += 1;
-        told.send(&db, x).unwrap();
     }
-    assert!(!db.blocking().shutdown(Drain::within(HANG)).unwrap().stopped);
-    told.compare(&path, "tmpfs resumed=3");
-}
-
-const LIMITED: &str = "SOLEWRITER_TEST_FILE_SIZE_LIMIT";
-
-// The limit is of a whole process, so the test runs itself anew as a child, which ignores the signal that would
-// end it.
-#[test]
-fn a_limit_of_the_size_of_files_is_met_like_a_failing_disk() {
-    if let Ok(path) = std::env::var(LIMITED) {
-        return write_up_to_the_limit(Path::new(&path));
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("test.db");
-    pairs(&path);
-    let this = std::thread::current().name().unwrap().to_owned();
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &this, "--nocapture", "--test-threads=1"])
-        .env(LIMITED, &path)
-        .output()
-        .unwrap();
-    let output = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success(), "{output}\n{}", String::from_utf8_lossy(&child.stderr));
-    let numbers = |what: &str| -> Vec<i64> {
-        let line = output.lines().find_map(|line| line.split(what).nth(1)).expect("the child tells");
-        line.split_whitespace().map(|x| x.parse().unwrap()).collect()
-    };
-    let told = Told {
-        committed: numbers("committed:"),
-        not_applied: numbers("not applied:"),
-        unknown: numbers("unknown:"),
-    };
-    assert!(told.committed.len() > 10 && told.not_applied.len() + told.unknown.len() > 10);
-    told.compare(&path, "rlimit");
-}
-
-fn write_up_to_the_limit(path: &Path) {
-    let db = Database::builder(path).config(config_with(settings)).open_blocking().unwrap();
-    // SAFETY: plain calls of the system, with a value on the stack; no handler runs for an ignored signal.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-        let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
-        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
-    }
-    let mut told = Told::default();
-    for x in 1..=100 {
-        if let Err(error) = told.send(&db, x) {
-            assert_ne!(error.outcome() == Outcome::Unknown, error.retry() == Retry::Later, "{error:?}");
-            println!("{error}");
-        }
-    }
-    let report = db.blocking().shutdown(Drain::within(HANG)).unwrap();
-    println!("{report:?}");
-    for (what, xs) in
-        [("committed:", &told.committed), ("not applied:", &told.not_applied), ("unknown:", &told.unknown)]
-    {
-        let xs: Vec<_> = xs.iter().map(i64::to_string).collect();
-        println!("{what} {}", xs.join(" "));
-    }
+    until("writes are refused", || db.stats().is_refusing_writes).await;
+    faults.heal();
+    until("a probe brings writes back", || !db.stats().is_refusing_writes).await;
+    insert(&db, x + 1).await.unwrap();
+    until("the WAL is copied", || db.stats().checkpoints > 0).await;
+    close(&db);
 }

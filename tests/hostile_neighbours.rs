@@ -4,8 +4,8 @@
 //! The model runs the commands one after the other, in the order in which they were sent. It knows the one exception
 //! of the contract: a `FnOnce` command that had run in a group which SQLite itself rolled back.
 //!
-//! `SOLEWRITER_GROUPS` sets the number of groups, `SOLEWRITER_SEED` where they begin. The canary is a plain group
-//! commit without any of our checks: the model must catch it.
+//! A case is a group, a seed a life of a database with some hundred of them. Both canaries must be caught by the
+//! model: a plain group commit without any of our checks, and the service without one of its checks.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 mod common;
@@ -15,13 +15,18 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
+use common::proof::{Proof, Tally, Wrong};
 use common::{Kind, config_with, soon};
 use fastrand::Rng;
 use rusqlite::{Connection, ffi};
 use serde::{Deserialize, Serialize};
-use solewriter::{Database, Drain, Durability, Lane, RolledBack, Work, Write, WriteError, WriteTransaction};
+#[cfg(feature = "sabotage")]
+use solewriter::Sabotage;
+use solewriter::{
+    Builder, Database, Drain, Durability, Lane, RolledBack, Work, Write, WriteError, WriteTransaction,
+};
 
 const SCHEMA: &str = "CREATE TABLE t (x INTEGER PRIMARY KEY);
      CREATE TABLE parent (id INTEGER PRIMARY KEY);
@@ -322,10 +327,6 @@ fn directory() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 type Answer = Pin<Box<dyn Future<Output = Result<usize, WriteError>>>>;
 
 async fn submit(db: &Database, Sent { kind, doing }: Sent) -> Answer {
@@ -369,7 +370,8 @@ async fn send(db: &Database, sent: &[Sent]) -> Vec<Told> {
     told
 }
 
-async fn rows_of(db: &Database) -> Rows {
+/// The rows of `t`, and how many things of a failed command are left.
+async fn rows_of(db: &Database) -> (Rows, i64) {
     db.read("rows", |tx| {
         let left: i64 = tx.query_row(
             "SELECT (SELECT count(*) FROM child) + (SELECT count(*) FROM trap)
@@ -377,60 +379,106 @@ async fn rows_of(db: &Database) -> Rows {
             (),
             |row| row.get(0),
         )?;
-        assert_eq!(left, 0, "something of a failed command is left");
-        tx.query_all("SELECT x FROM t", (), |row| row.get(0))
+        let rows: Vec<i64> = tx.query_all("SELECT x FROM t", (), |row| row.get(0))?;
+        Ok((rows.into_iter().collect(), left))
     })
     .await
     .unwrap()
-    .into_iter()
-    .collect()
 }
 
-#[tokio::test]
-async fn every_answer_is_true_and_the_file_holds_what_the_answers_say() {
-    let (groups, seed) = (setting("SOLEWRITER_GROUPS", 20_000), setting("SOLEWRITER_SEED", 1));
+/// Compares what a group was told and has left with the model.
+fn check(tally: &mut Tally, rows: &mut Rows, sent: &[Sent], told: &[Told], (found, left): (Rows, i64)) {
+    let case = |wrong: String| format!("{wrong}\nfound {found:?}\nsent {sent:#?}\ntold {told:?}");
+    tally.cases += 1;
+    tally.checks += sent.len() as u64;
+    if let Err(wrong) = judge(rows, sent, told) {
+        tally.wrong(Wrong::Broken, || case(wrong));
+    }
+    tally.check(rows.is_subset(&found), Wrong::Lost, || case(format!("instead of {rows:?}")));
+    tally.check(found.is_subset(rows), Wrong::Ghost, || case(format!("instead of {rows:?}")));
+    tally.check(left == 0, Wrong::Half, || case("something of a failed command is left".into()));
+}
+
+/// What was seen beside what is wrong.
+#[derive(Default)]
+struct Seen {
+    told: BTreeMap<String, u64>,
+    commands: u64,
+    rerun: u64,
+    replaced: u64,
+    groups_lost: u64,
+}
+
+const GROUPS: usize = 500;
+
+/// Sends groups to a database of their own, until the model finds something wrong.
+async fn live(seed: u64, seen: &Mutex<Seen>, set: impl Fn(Builder) -> Builder) -> Tally {
     let directory = directory();
     let path = directory.path().join("test.db");
+    let db = set(Database::builder(&path).config(config_with(|_| ()))).open().await.unwrap();
+    db.write("schema", |tx| tx.execute_batch(SCHEMA)).await.unwrap();
+    let (mut tally, mut rows, mut rng) = (Tally::default(), Rows::from([0]), Rng::with_seed(seed));
+    for _ in 0..GROUPS {
+        let sent: Vec<Sent> = (0..rng.usize(1..9)).map(|_| Sent::random(&mut rng)).collect();
+        let told = send(&db, &sent).await;
+        check(&mut tally, &mut rows, &sent, &told, rows_of(&db).await);
+        if tally.wrongs() > 0 {
+            return tally;
+        }
+        let mut seen = seen.lock().unwrap();
+        for told in told {
+            let name = if let Told::Changed(_) = told { "Changed".into() } else { format!("{told:?}") };
+            *seen.told.entry(name).or_default() += 1;
+            seen.commands += 1;
+        }
+    }
+    let stats = db.stats();
+    db.shutdown(Drain::within(common::HANG)).await.unwrap();
+    common::check(&path);
+    let mut seen = seen.lock().unwrap();
+    seen.rerun += stats.commands.rerun;
+    seen.replaced += stats.connections_replaced;
+    seen.groups_lost += stats.groups_lost;
+    tally
+}
+
+fn live_blocking(seed: u64, seen: &Mutex<Seen>, set: impl Fn(Builder) -> Builder) -> Tally {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(live(seed, seen, set))
+}
+
+#[test]
+fn every_answer_is_true_and_the_file_holds_what_the_answers_say() {
     std::panic::set_hook(Box::new(|panic| {
         // A million hostile panics are no news.
         if panic.payload().downcast_ref::<&str>().is_none_or(|what| *what != "hostile") {
             eprintln!("{panic}");
         }
     }));
-    let db = Database::builder(&path).config(config_with(|_| ())).open().await.unwrap();
-    db.write("schema", |tx| tx.execute_batch(SCHEMA)).await.unwrap();
-    let mut rows = Rows::from([0]);
-    let mut rng = Rng::with_seed(seed);
-    let mut told_in_all = BTreeMap::<String, u64>::new();
-    let mut commands = 0;
-    for group in 0..groups {
-        let sent: Vec<Sent> = (0..rng.usize(1..9)).map(|_| Sent::random(&mut rng)).collect();
-        let told = send(&db, &sent).await;
-        if let Err(wrong) = judge(&mut rows, &sent, &told) {
-            panic!("seed {seed}, group {group}: {wrong}\nrows {rows:?}\nsent {sent:#?}\ntold {told:?}");
-        }
-        assert_eq!(rows_of(&db).await, rows, "seed {seed}, group {group}\nsent {sent:#?}\ntold {told:?}");
-        commands += sent.len();
-        for told in told {
-            let name = if let Told::Changed(_) = told { "Changed".into() } else { format!("{told:?}") };
-            *told_in_all.entry(name).or_default() += 1;
-        }
+    let mut proof = Proof::new("hostile_neighbours", 20_000, 1_000_000);
+    let seen = Mutex::default();
+    proof.run(|seed| live_blocking(seed, &seen, |builder| builder));
+    let Seen { told, commands, rerun, replaced, groups_lost } = seen.into_inner().unwrap();
+    for (name, value) in [("commands", commands), ("rerun", rerun), ("replaced", replaced)] {
+        proof.figure(name, value);
     }
-    let stats = db.stats();
-    db.shutdown(Drain::within(common::HANG)).await.unwrap();
-    common::check(&path);
-    println!(
-        "hostile_neighbours: groups={groups} commands={commands} wrong=0 lost=0 half=0 ghost=0 seed={seed} \
-         rerun={} replaced={} told={told_in_all:?}",
-        stats.commands.rerun, stats.connections_replaced
-    );
-    if groups >= 1_000 {
-        assert!(stats.commands.rerun > 0 && stats.groups_lost > 0, "there were hostile groups: {stats:?}");
-        assert_eq!(told_in_all.len(), 8, "every answer of the model occurs, and no other");
+    if !proof.is_replay() {
+        assert!(rerun > 0 && groups_lost > 0, "there were hostile groups");
+        assert_eq!(told.len(), 8, "every answer of the model occurs, and no other: {told:?}");
     }
+    for (what, count) in told {
+        proof.figure(&format!("told:{what}"), count);
+    }
+    proof.canary("plain_group_commit", 4, live_plainly);
+    #[cfg(feature = "sabotage")]
+    proof.canary("no_autocommit_check", 4, |seed| {
+        let set = |builder: Builder| builder.sabotage(Sabotage::NoAutocommitCheck);
+        live_blocking(seed, &Mutex::default(), set)
+    });
+    proof.finish();
 }
 
-/// The canary: BEGIN, the commands, COMMIT, and each is told what its own statements said.
+/// BEGIN, the commands, COMMIT, and each is told what its own statements said.
 fn send_plainly(connection: &Connection, sent: &[Sent]) -> Vec<Told> {
     let _ignored = connection.execute_batch("BEGIN IMMEDIATE").is_err();
     let told = sent
@@ -447,25 +495,18 @@ fn send_plainly(connection: &Connection, sent: &[Sent]) -> Vec<Told> {
     told
 }
 
-#[test]
-fn the_model_catches_a_plain_group_commit() {
+/// A plain group commit, in the place of the service.
+fn live_plainly(seed: u64) -> Tally {
     let connection = Connection::open_in_memory().unwrap();
     connection.execute_batch(SCHEMA).unwrap();
     connection.pragma_update(None, "foreign_keys", true).unwrap();
-    let mut rng = Rng::with_seed(1);
-    let mut rows = Rows::from([0]);
-    let caught = (0..1_000).find(|_| {
+    let (mut tally, mut rows, mut rng) = (Tally::default(), Rows::from([0]), Rng::with_seed(seed));
+    while tally.wrongs() == 0 && tally.cases < 20 {
         let sent: Vec<Sent> = (0..rng.usize(1..9)).map(|_| Sent::random(&mut rng)).collect();
         let told = send_plainly(&connection, &sent);
-        let judged = judge(&mut rows, &sent, &told);
-        let found: Rows = connection
-            .prepare("SELECT x FROM t")
-            .unwrap()
-            .query_map((), |row| row.get(0))
-            .unwrap()
-            .collect::<rusqlite::Result<_>>()
-            .unwrap();
-        judged.is_err() || found != rows
-    });
-    assert!(caught.is_some_and(|group| group < 20), "{caught:?}");
+        let mut statement = connection.prepare("SELECT x FROM t").unwrap();
+        let found = statement.query_map((), |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>();
+        check(&mut tally, &mut rows, &sent, &told, (found.unwrap(), 0));
+    }
+    tally
 }

@@ -1,15 +1,17 @@
 //! The queue under a controlled scheduler: admission, lanes, shutdown, withdrawal, in thousands of schedules.
 //!
-//! Properties: every accepted command is answered or taken back, exactly once; one that was refused is never
+//! Properties, in the line `queue_schedules`: every accepted command is answered or taken back, exactly once; one that was refused is never
 //! answered; what one client sends into one lane is taken in that order; at the end all room is free again.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use shuttle::future::block_on;
-use shuttle::thread;
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Runner, thread};
 
 use super::{Admission, Found, Outbox, Queue, QueueDepth, open};
 use crate::config::{Config, Durability};
@@ -17,6 +19,7 @@ use crate::error::NotStarted;
 use crate::label::Label;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Timing};
+use crate::proof::{Proof, Tally, Wrong};
 use crate::rules::Guard;
 use crate::token::CommitToken;
 use crate::transaction::WriteTransaction;
@@ -319,7 +322,7 @@ fn take_back(queue: &Queue) {
     }
 }
 
-fn one_life(write: fn(&Queue)) {
+fn one_life(write: fn(&Queue)) -> Tally {
     let (outbox, queue) = open(&small());
     let outbox = Arc::new(outbox);
     let answers = Answers::default();
@@ -342,39 +345,57 @@ fn one_life(write: fn(&Queue)) {
     for thread in clients.into_iter().chain([housekeeper, closer]) {
         thread.join().unwrap();
     }
+    let mut tally = Tally::of_one_case();
     let answers = answers.lock().unwrap();
     for (id, said) in &answers.said {
         let count = |what| said.iter().filter(|said| **said == what).count();
         let answered = count("committed") + count("not started");
-        match (count("accepted"), count("withdrawn"), count("refused")) {
-            (1, 0, 0) => assert_eq!(answered, 1, "command {id}: {said:?}"),
-            (0, 1, 0) | (0, 0, 1) => assert_eq!(answered, 0, "command {id}: {said:?}"),
-            _ => panic!("command {id}: {said:?}"),
-        }
+        let (holds, how) = match (count("accepted"), count("withdrawn"), count("refused")) {
+            (1, 0, 0) => (answered == 1, if answered == 0 { Wrong::Lost } else { Wrong::Broken }),
+            (0, 1, 0) | (0, 0, 1) => (answered == 0, Wrong::Ghost),
+            _ => (false, Wrong::Broken),
+        };
+        tally.check(holds, how, || format!("command {id}: {said:?}"));
     }
     for client in 1..=3 {
         let of_client: Vec<u64> = answers.committed.iter().copied().filter(|id| id / 10 == client).collect();
-        assert!(of_client.is_sorted(), "out of order: {of_client:?}");
+        tally.check(of_client.is_sorted(), Wrong::Broken, || format!("out of order: {of_client:?}"));
     }
-    assert_eq!(QueueDepth::of(&outbox).read(), PerLane::default(), "all room is free again");
+    let depth = QueueDepth::of(&outbox).read();
+    tally.check(depth == PerLane::default(), Wrong::Broken, || format!("room is not free again: {depth:?}"));
+    tally
 }
 
-/// `SOLEWRITER_SCHEDULES` sets the number of schedules.
-fn schedules() -> usize {
-    let set = std::env::var("SOLEWRITER_SCHEDULES").ok();
-    set.and_then(|schedules| schedules.parse().ok()).unwrap_or(16_000)
+/// A hundred lives: in random schedules, and in those that search for bugs which need few changes of threads.
+fn lives(seed: u64, write: fn(&Queue)) -> Tally {
+    let sum = Arc::new(Mutex::new(Tally::default()));
+    run(RandomScheduler::new_from_seed(seed, 80), write, &sum);
+    run(PctScheduler::new_from_seed(seed, 3, 20), write, &sum);
+    std::mem::take(&mut *sum.lock().unwrap())
+}
+
+fn run(scheduler: impl Scheduler + 'static, write: fn(&Queue), sum: &Arc<Mutex<Tally>>) {
+    let sum = sum.clone();
+    let live = move || {
+        let tally = one_life(write);
+        sum.lock().unwrap().merge(tally);
+    };
+    Runner::new(scheduler, shuttle::Config::new()).run(live);
+}
+
+/// Whatever such a writer breaks first: it may leave threads behind that wait for ever, which the scheduler reports.
+fn careless_lives(seed: u64) -> Tally {
+    catch_unwind(AssertUnwindSafe(|| lives(seed, write_carelessly))).unwrap_or_else(|panic| {
+        let mut tally = Tally::of_one_case();
+        tally.wrong(Wrong::Broken, || crate::transaction::panic_message(panic));
+        tally
+    })
 }
 
 #[test]
-fn in_every_schedule_each_accepted_command_is_answered_exactly_once() {
-    shuttle::check_random(|| one_life(write), schedules());
-    shuttle::check_pct(|| one_life(write), schedules() / 4, 3);
-    println!("queue: schedules={} lost=0", schedules() / 4 * 5);
-}
-
-// The canary: what such a writer leaves behind is found, whichever property it breaks first.
-#[test]
-#[should_panic]
-fn a_writer_that_leaves_too_early_is_caught() {
-    shuttle::check_pct(|| one_life(write_carelessly), schedules() * 2, 3);
+fn queue_schedules_answer_each_accepted_command_exactly_once() {
+    let mut proof = Proof::new("queue_schedules", 20_000, 1_000_000);
+    proof.run(|seed| lives(seed, write));
+    proof.canary("leaves_at_close", 400, careless_lives);
+    proof.finish();
 }

@@ -26,13 +26,14 @@ use crate::board::{Board, Tried};
 use crate::config::Config;
 use crate::connection::{self, CheckpointMode, Location, Role};
 use crate::error::{Cause, NotStarted, OpenErrorReason, RolledBack};
+use crate::failure::Failure;
 use crate::housekeeper::Housekeeping;
 use crate::identity::FileIdentities;
 use crate::import::Imports;
 use crate::message::{Envelope, Fate};
 use crate::queue::{Found, Queue};
 use crate::reader::Pins;
-use crate::rules::Look;
+use crate::rules::{self, Look};
 use crate::sync::{after, lock};
 use crate::transaction::panic_message;
 use crate::user_code::UserCode;
@@ -167,9 +168,12 @@ impl WriteConnection {
         self.files.check().map_err(Cause::from)
     }
 
-    /// Copies what can be copied and syncs the database file.
+    /// Copies what can be copied and syncs the database file. What finds no space there stays in the WAL.
     pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
-        connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO)?;
+        match connection::checkpoint(&self.connection, CheckpointMode::Passive, Duration::ZERO) {
+            Err(error) if !rules::checkpoint_can_wait(Failure::of(&error)) => return Err(error),
+            _ => {}
+        }
         crate::sqlite_ffi::sync_database_file(&self.connection)
     }
 }

@@ -351,6 +351,8 @@ impl Writer {
             self.unsynced_groups = false;
             if self.breaker.succeeded() {
                 tracing::info!("the database can be written again");
+                // Checkpoints may have wanted the same space, and need it more than a WAL that grows.
+                self.wal_pages_seen = 0;
             }
             self.board.set_refusing(None);
             return ControlFlow::Continue(());

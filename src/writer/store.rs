@@ -150,6 +150,10 @@ impl Store for Session<'_> {
     }
 
     fn roll_back(&mut self) -> bool {
+        if self.connection.is_autocommit() {
+            // What has ended the transaction may have emptied SQLite's cache, as if somebody else had written.
+            self.data_version = None;
+        }
         let rolled_back = self.control.roll_back();
         if let Err(error) = &rolled_back {
             tracing::error!(%error, "ROLLBACK failed");

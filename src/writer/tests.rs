@@ -1,6 +1,6 @@
 //! The writer over a store that fails as a seed pleases: what it does after each failure, thousands of times.
 //!
-//! Properties, for every seed: each accepted command is answered exactly once; what was answered `Ok` is in the
+//! Properties, for every seed, in the line `writer_simulation`: each accepted command is answered exactly once; what was answered `Ok` is in the
 //! store, whole and once; what was answered as not started or rolled back is not, and can't be back after a
 //! power loss; nothing is acknowledged once the store can lose it; two runs of a seed are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
@@ -24,6 +24,7 @@ use crate::housekeeper::Housekeeping;
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::message::{Envelope, Fate, Job, Kind, Step};
+use crate::proof::{Proof, Tally, Wrong};
 use crate::queue::{self, Admission, Outbox};
 use crate::reader::Pins;
 use crate::rules::{self, AfterCommand, Guard, Loss, Seen};
@@ -444,10 +445,14 @@ impl Life {
     }
 }
 
-/// Which property is broken, if one is.
-fn find_fault(Left { answers, has_written, file }: &Left) -> Option<String> {
+/// Checks every answer.
+fn judge(Left { answers, has_written, file }: &Left) -> Tally {
+    let mut tally = Tally::of_one_case();
     for (id, told) in answers {
-        let [told] = told[..] else { return Some(format!("command {id} was told {told:?}")) };
+        let [told] = told[..] else {
+            tally.check(false, Wrong::Broken, || format!("command {id} was told {told:?}"));
+            continue;
+        };
         let count = |cells: &[Cell], half| cells.iter().filter(|cell| **cell == (*id, half)).count();
         let halves = [false, true].map(|half| count(&file.committed, half));
         let ghosts = [false, true].map(|half| count(&file.may_be_back, half));
@@ -458,25 +463,21 @@ fn find_fault(Left { answers, has_written, file }: &Left) -> Option<String> {
             Told::OwnError | Told::NotStarted | Told::RolledBack => (halves, ghosts) == ([0, 0], [0, 0]),
             Told::Unknown => halves == [1, 1] || halves == [0, 0],
         };
-        if !is_true {
-            return Some(format!(
-                "command {id} was told {told:?}: {halves:?} committed, {ghosts:?} may be back"
-            ));
-        }
+        let how = match (told, halves) {
+            (_, [first, second]) if first != second => Wrong::Half,
+            (Told::Committed, [0, 0]) => Wrong::Lost,
+            (Told::Committed | Told::Unknown, _) => Wrong::Broken,
+            (Told::OwnError | Told::NotStarted | Told::RolledBack, _) => Wrong::Ghost,
+        };
+        tally.check(is_true, how, || {
+            format!("command {id} was told {told:?}: {halves:?} committed, {ghosts:?} may be back")
+        });
     }
     let is_unknown = answers.values().any(|told| told[0] == Told::Unknown);
     // One group may have gone into a replaced file: it was answered as unknown.
     let in_vain = file.acknowledged_in_vain > u64::from(file.replaced && is_unknown);
-    in_vain.then(|| "acknowledged, and can be lost".into())
-}
-
-/// Seeds from the environment (`SOLEWRITER_SEEDS=from..to`), or the first few thousand.
-fn seeds() -> std::ops::Range<u64> {
-    let range = std::env::var("SOLEWRITER_SEEDS").ok().and_then(|seeds| {
-        let (from, to) = seeds.split_once("..")?;
-        Some(from.parse().ok()?..to.parse().ok()?)
-    });
-    range.unwrap_or(0..2_000)
+    tally.check(!in_vain, Wrong::Lost, || "acknowledged, and can be lost".into());
+    tally
 }
 
 fn live(seed: u64, canary: Option<Canary>) -> Left {
@@ -489,27 +490,31 @@ fn live(seed: u64, canary: Option<Canary>) -> Left {
 }
 
 #[test]
-fn whatever_the_store_does_every_answer_is_true() {
-    let mut told = BTreeMap::<String, u64>::new();
-    for seed in seeds() {
+fn writer_simulation_whatever_the_store_does_every_answer_is_true() {
+    let mut proof = Proof::new("writer_simulation", 2_000, 100_000);
+    let told_in_all = Mutex::new(BTreeMap::<String, u64>::new());
+    proof.run(|seed| {
         let left = live(seed, None);
-        if let Some(fault) = find_fault(&left) {
-            panic!("seed {seed}: {fault}");
+        let mut tally = judge(&left);
+        let again = live(seed, None);
+        tally.check(again.answers == left.answers, Wrong::Broken, || "it is not repeatable".into());
+        let mut told_in_all = told_in_all.lock().unwrap();
+        for told in left.answers.values().flatten() {
+            *told_in_all.entry(format!("told:{told:?}")).or_default() += 1;
         }
-        assert_eq!(live(seed, None).answers, left.answers, "seed {seed} is not repeatable");
-        for what in left.answers.values().flatten() {
-            *told.entry(format!("{what:?}")).or_default() += 1;
-        }
+        tally
+    });
+    let told = told_in_all.into_inner().unwrap();
+    assert!(told.len() == 5 || proof.is_replay(), "every answer occurs: {told:?}");
+    for (what, count) in told {
+        proof.figure(&what, count);
     }
-    println!("rules: seeds={:?} lost=0 half=0 ghost=0 told={told:?}", seeds());
-    assert!(told.len() == 5, "every answer occurs: {told:?}");
-}
-
-#[test]
-fn a_writer_that_breaks_a_rule_is_caught() {
-    for canary in [Canary::NoFence, Canary::ForgetsUnsyncedGroups, Canary::IgnoresReplacedFiles] {
-        let caught = (0..3_000).find(|seed| find_fault(&live(*seed, Some(canary))).is_some());
-        println!("{canary:?}: caught by seed {caught:?}");
-        assert!(caught.is_some(), "{canary:?} passes unnoticed");
+    for (canary, name) in [
+        (Canary::NoFence, "no_fence"),
+        (Canary::ForgetsUnsyncedGroups, "forgets_unsynced_groups"),
+        (Canary::IgnoresReplacedFiles, "ignores_replaced_files"),
+    ] {
+        proof.canary(name, 3_000, |seed| judge(&live(seed, Some(canary))));
     }
+    proof.finish();
 }

@@ -81,7 +81,8 @@ impl Writer {
         self.wal_pages_seen = self.board.wal.pages();
     }
 
-    /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way.
+    /// Copies what is left and makes the next commit begin the WAL anew; false if a reader is in the way, or there
+    /// is no space.
     fn try_restart(&mut self, store: &mut impl Store, wait: Duration) -> bool {
         let started = Instant::now();
         let restarted = match store.restart_wal(wait) {
@@ -98,7 +99,7 @@ impl Writer {
                 true
             }
             Err(error) => {
-                self.housekeeping.fail(error.into());
+                self.housekeeping.checkpoint_failed(error);
                 false
             }
         };

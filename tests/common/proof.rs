@@ -44,6 +44,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Of a case in which nothing was seen yet.
+    pub(crate) fn of_one_case() -> Self {
+        Self { cases: 1, ..Self::default() }
+    }
+
     pub(crate) fn wrong(&mut self, how: Wrong, example: impl FnOnce() -> String) {
         self.wrong[how as usize] += 1;
         if self.examples.len() < EXAMPLES_MAX {
@@ -51,12 +56,13 @@ impl Tally {
         }
     }
 
-    /// Counts a check, and what it has found.
-    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) {
+    /// Counts a check, and what it has found; returns whether it holds.
+    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) -> bool {
         self.checks += 1;
         if !holds {
             self.wrong(how, example);
         }
+        holds
     }
 
     /// Counts something that is told in the line.

@@ -10,9 +10,11 @@
 mod common;
 
 mod compound_faults;
+mod disk_full;
 mod histories;
 mod kills;
 mod ledger;
 mod power_loss;
 mod seeds;
+mod traffic;
 mod workload;
