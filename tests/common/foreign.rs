@@ -24,8 +24,17 @@ pub(crate) struct Foreign {
 
 impl Foreign {
     pub(crate) fn start(path: &Path) -> Self {
+        Self::start_by(ENTRY, path)
+    }
+
+    /// Where the test [`ENTRY`] is in a module.
+    pub(crate) fn start_in(module: &str, path: &Path) -> Self {
+        Self::start_by(&format!("{module}::{ENTRY}"), path)
+    }
+
+    fn start_by(entry: &str, path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", ENTRY, "--nocapture"]).env(PATH, path);
+        command.args(["--exact", entry, "--nocapture"]).env(PATH, path);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
