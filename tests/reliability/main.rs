@@ -10,3 +10,4 @@
 mod common;
 mod damaged_files;
 mod load;
+mod long_reader;
