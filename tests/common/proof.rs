@@ -14,8 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use serde::{Deserialize, Serialize};
+
 /// How a file or an answer can be wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Wrong {
     /// Acknowledged and absent.
     Lost,
@@ -56,13 +58,12 @@ impl Tally {
         }
     }
 
-    /// Counts a check, and what it has found; returns whether it holds.
-    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) -> bool {
+    /// Counts a check, and what it has found.
+    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) {
         self.checks += 1;
         if !holds {
             self.wrong(how, example);
         }
-        holds
     }
 
     /// Counts something that is told in the line.

@@ -255,7 +255,9 @@ impl Told {
     pub(crate) fn compare(&self, path: &Path, tally: &mut Tally) {
         let connection = plain(path);
         let intact = connection.query_row("PRAGMA integrity_check", (), |row| row.get::<_, String>(0));
-        if !tally.check(intact.as_deref() == Ok("ok"), Wrong::Corrupt, || format!("{intact:?}")) {
+        let is_intact = intact.as_deref() == Ok("ok");
+        tally.check(is_intact, Wrong::Corrupt, || format!("{intact:?}"));
+        if !is_intact {
             return;
         }
         let (a, b) = (sorted(&connection, "SELECT x FROM a"), sorted(&connection, "SELECT x FROM b"));
