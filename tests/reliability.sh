@@ -23,7 +23,8 @@ hostile_neighbours   --test hostile_neighbours
 histories            --test reliability histories
 queue_schedules      --lib queue::tests
 writer_simulation    --lib writer::tests
-load                 --test reliability load
+load                 --test reliability load::
+flood                --test reliability load::flood
 long_reader          --test reliability long_reader
 swapped_files        --test reliability swapped_files
 foreign_duel         --test foreign_writers duel
