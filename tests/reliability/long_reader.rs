@@ -37,7 +37,7 @@ const TURNS: usize = 5;
 
 #[test]
 fn a_pinned_wal_keeps_to_its_limit_and_shrinks_afterwards() {
-    let mut proof = Proof::new("long_reader", 1_000, 100_000);
+    let mut proof = Proof::new("long_reader", 1_000, 20_000);
     let figures = Figures::default();
     proof.run(|seed| run(seed, true, &figures));
     proof.canary("no_limit", 10, |seed| run(seed, false, &Figures::default()));
