@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use solewriter::{Database, Drain, Lane, NotStarted, Stats, WriteError};
+use tokio::task::JoinHandle;
 
 use super::{Latencies, Service, runtime};
 use crate::common::proof::{Proof, Tally, Wrong};
-use crate::common::{HANG, plain, soon};
+use crate::common::{HANG, plain, soon, until};
 
 /// What a command of the flood takes at least.
 const COST: Duration = Duration::from_micros(300);
@@ -56,10 +57,13 @@ impl Figures {
 struct Run {
     db: Database,
     lane: Lane,
+    room: usize,
     payload_bytes: usize,
     /// Commands of the flood that have run.
     ran: AtomicU64,
     acknowledged: AtomicU64,
+    /// Those that wait for the answers of single commands.
+    tried: Mutex<Vec<JoinHandle<()>>>,
     over: AtomicBool,
 }
 
@@ -94,18 +98,19 @@ pub(super) fn run(seed: u64, astray: bool, figures: &Figures) -> Tally {
     let run = Arc::new(Run {
         db: db.clone(),
         lane,
+        room,
         payload_bytes,
         ran: AtomicU64::new(0),
         acknowledged: AtomicU64::new(0),
+        tried: Mutex::default(),
         over: AtomicBool::new(false),
     });
     let began = Instant::now();
     let quiet: Vec<Quiet> = runtime().block_on(async {
         let flood: Vec<_> = (0..senders).map(|_| tokio::spawn(pour(run.clone()))).collect();
-        // It has filled its lane: somebody waits for room.
-        while run.try_one().is_ok() || run.ran.load(Ordering::SeqCst) == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        // It has filled its lane.
+        let is_full = || run.try_one().is_err() && run.ran.load(Ordering::SeqCst) > 0;
+        until("the lane is full", is_full).await;
         let callers = Lane::ALL.map(|lane| tokio::spawn(call(run.clone(), lane, astray)));
         let mut quiet = Vec::new();
         for caller in callers {
@@ -119,7 +124,8 @@ pub(super) fn run(seed: u64, astray: bool, figures: &Figures) -> Tally {
             }
         }
         run.over.store(true, Ordering::SeqCst);
-        for sender in flood {
+        let tried = std::mem::take(&mut *run.tried.lock().unwrap_or_else(PoisonError::into_inner));
+        for sender in flood.into_iter().chain(tried) {
             soon(sender).await.unwrap();
         }
         quiet
@@ -179,10 +185,11 @@ impl Run {
     fn try_one(self: &Arc<Self>) -> Result<(), WriteError> {
         self.one().try_submit().map(|receipt| {
             let run = self.clone();
-            tokio::spawn(async move {
+            let answered = tokio::spawn(async move {
                 soon(receipt).await.unwrap();
                 run.acknowledged.fetch_add(1, Ordering::SeqCst);
             });
+            self.tried.lock().unwrap_or_else(PoisonError::into_inner).push(answered);
         })
     }
 
@@ -204,7 +211,8 @@ async fn pour(run: Arc<Run>) {
     let mut receipts = VecDeque::new();
     while !run.over.load(Ordering::SeqCst) {
         receipts.push_back(soon(run.one().submit()).await.unwrap());
-        while receipts.len() > 100 {
+        // So many can't all wait: one sender alone fills the lane.
+        while receipts.len() > run.room {
             soon(receipts.pop_front().unwrap()).await.unwrap();
             run.acknowledged.fetch_add(1, Ordering::SeqCst);
         }
@@ -218,7 +226,8 @@ async fn pour(run: Arc<Run>) {
 /// Sends one command at a time, and waits for its answer.
 async fn call(run: Arc<Run>, lane: Lane, astray: bool) -> Vec<Quiet> {
     let mut all = Vec::new();
-    for _ in 0..QUIET {
+    // Behind all of a flood, a few are enough.
+    for _ in 0..if astray { 2 } else { QUIET } {
         let ran_at_start = Arc::new(AtomicU64::new(0));
         let (noted, counted) = (ran_at_start.clone(), run.clone());
         let command = run.db.write_rerunnable(format!("quiet in {lane}"), move |tx| {

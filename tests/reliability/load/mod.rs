@@ -27,7 +27,7 @@ fn under_load_limits_hold_and_every_command_is_answered_once() {
 
 #[test]
 fn in_a_flood_nobody_starves() {
-    let mut proof = Proof::new("flood", 480, 20_000);
+    let mut proof = Proof::new("flood", 480, 6_000);
     let figures = flood::Figures::default();
     proof.run(|seed| flood::run(seed, false, &figures));
     // Those who believe to be in a lane of their own are in that of the flood.
