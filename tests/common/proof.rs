@@ -56,13 +56,12 @@ impl Tally {
         }
     }
 
-    /// Counts a check, and what it has found; returns whether it holds.
-    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) -> bool {
+    /// Counts a check, and what it has found.
+    pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) {
         self.checks += 1;
         if !holds {
             self.wrong(how, example);
         }
-        holds
     }
 
     /// Counts something that is told in the line.

@@ -250,12 +250,25 @@ fn start_import(
     (control.recv().expect("the import begins"), import)
 }
 
+pub(crate) const COUNTS: [&str; 4] = ["acked", "imported", "not_applied", "unknown"];
+
 impl Told {
+    /// Counts what was told, under the names [`COUNTS`].
+    pub(crate) fn count(&self, tally: &mut Tally) {
+        let Self { acked, not_applied, unknown, imported, .. } = self;
+        let counts = [acked.len(), imported.len(), not_applied.len(), unknown.len()];
+        for (what, count) in COUNTS.into_iter().zip(counts) {
+            tally.add(what, count as u64);
+        }
+    }
+
     /// Compares with a file that nobody has open, as far as the file must hold all of it.
     pub(crate) fn compare(&self, path: &Path, tally: &mut Tally) {
         let connection = plain(path);
         let intact = connection.query_row("PRAGMA integrity_check", (), |row| row.get::<_, String>(0));
-        if !tally.check(intact.as_deref() == Ok("ok"), Wrong::Corrupt, || format!("{intact:?}")) {
+        let is_intact = intact.as_deref() == Ok("ok");
+        tally.check(is_intact, Wrong::Corrupt, || format!("{intact:?}"));
+        if !is_intact {
             return;
         }
         let (a, b) = (sorted(&connection, "SELECT x FROM a"), sorted(&connection, "SELECT x FROM b"));
