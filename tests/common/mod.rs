@@ -119,6 +119,12 @@ pub(crate) fn config_with(set: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
+/// A directory that needs no disk, where there is one.
+pub(crate) fn in_memory_dir() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
 pub(crate) fn plain(path: &Path) -> Connection {
     let connection = Connection::open(path).unwrap();
     connection.busy_timeout(HANG).unwrap();

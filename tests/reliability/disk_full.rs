@@ -45,6 +45,7 @@ fn load(rng: &mut Rng) -> Load {
         blob_bytes_max: [1_000, 6_000, 30_000][rng.usize(0..3)],
         some_normal: rng.bool(),
         import: rng.u8(0..4) > 0,
+        leaks: false,
     }
 }
 

@@ -16,5 +16,6 @@ mod kills;
 mod ledger;
 mod power_loss;
 mod seeds;
+mod swapped_files;
 mod traffic;
 mod workload;
