@@ -82,3 +82,29 @@ async fn bulk_does_not_starve_under_an_interactive_flood() {
 async fn maintenance_does_not_starve_under_an_interactive_flood() {
     does_not_starve(Lane::Maintenance).await;
 }
+
+// The COMMITs of groups of the maintenance lane were charged to the bulk lane, whose debts stay.
+#[tokio::test]
+async fn bulk_does_not_pay_for_what_maintenance_has_committed() {
+    let db = TestDb::open_with(|config| config.group_commands_max = 1).await;
+    let nothing = |lane| db.write("nothing", |tx| tx.execute("UPDATE t SET x = x + 1", ())).lane(lane);
+    insert(&db, 1).await.unwrap();
+    let gate = Gate::close(&db).await;
+    let mut answers = Vec::new();
+    for _ in 0..3_000 {
+        answers.push(committed(nothing(Lane::Maintenance)).await);
+    }
+    gate.open().await;
+    for answer in answers {
+        soon(answer).await.unwrap();
+    }
+    let gate = Gate::close(&db).await;
+    let mut flood = Vec::new();
+    for _ in 0..600 {
+        flood.push(committed(nothing(Lane::Interactive)).await);
+    }
+    let bulk = committed(nothing(Lane::Bulk)).await;
+    gate.open().await;
+    let last_of_flood = soon(flood.pop().unwrap()).await.unwrap().token;
+    assert!(soon(bulk).await.unwrap().token < last_of_flood, "bulk waited for all of the flood");
+}

@@ -29,6 +29,8 @@ pub(super) struct Group {
     pub(super) rest: VecDeque<Member>,
     /// Whether somebody waits for the COMMIT.
     is_interactive: bool,
+    /// Whether a bulk command is in it.
+    has_bulk: bool,
     /// Whether a command in it can't run again, so that nobody may cost the group its transaction.
     has_once: bool,
     /// Whether its only command may run into its deadline, and would take neighbours with it.
@@ -96,6 +98,7 @@ impl Group {
             members: Vec::new(),
             rest,
             is_interactive: false,
+            has_bulk: false,
             has_once: false,
             is_solo: false,
             spent: None,
@@ -260,6 +263,7 @@ impl Writer {
         let Envelope { label, lane, kind, .. } = &member.envelope;
         let (label, lane) = (label.clone(), *lane);
         group.is_interactive |= lane == Lane::Interactive;
+        group.has_bulk |= lane == Lane::Bulk;
         group.has_once |= *kind == Kind::Once;
         group.is_solo |= group.members.is_empty()
             && is_solo(&member.envelope, self.labels.expect(&label), group.now, &self.config);
@@ -312,11 +316,15 @@ impl Writer {
         self.board.note_failed(failed.tried(member.attempts, member.wait, hold));
     }
 
-    /// Charges the lanes for the last command and for the COMMIT.
+    /// Charges the lanes for the last command and for the COMMIT, which the most urgent of them pays.
     fn charge(&mut self, group: &Group, commit: Duration) {
         let labels = &self.labels;
         let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
-        let lane = if group.is_interactive { Lane::Interactive } else { Lane::Bulk };
+        let lane = match (group.is_interactive, group.has_bulk) {
+            (true, _) => Lane::Interactive,
+            (false, true) => Lane::Bulk,
+            (false, false) => Lane::Maintenance,
+        };
         self.queue.look(|lanes| {
             for (lane, spent) in group.spent.into_iter().chain([(lane, commit)]) {
                 lanes.spend(lane, spent, group.is_interactive, expected);

@@ -27,6 +27,11 @@ impl Foreign {
         Self::start_as(ENTRY, path)
     }
 
+    /// Where the test [`ENTRY`] is in a module.
+    pub(crate) fn start_in(module: &str, path: &Path) -> Self {
+        Self::start_as(&format!("{module}::{ENTRY}"), path)
+    }
+
     /// Runs another test than [`ENTRY`]; it finds the path in [`path`].
     pub(crate) fn start_as(entry: &str, path: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -160,7 +160,9 @@ fn try_examine(
                     newest_there.get(&(command / PER_TASK)).is_some_and(|newest| newest > command);
                 tally.check(there || !has_successor, Wrong::Broken, || format!("a hole: {}", example()));
             }
-            Told::NotApplied => tally.check(!there || !is_told, Wrong::Ghost, example),
+            Told::NotApplied => {
+                tally.check(!there || !is_told, Wrong::Ghost, example);
+            }
             Told::Unknown => tally.checks += 1,
         }
     }

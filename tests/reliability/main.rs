@@ -10,10 +10,13 @@
 mod common;
 
 mod compound_faults;
+mod damaged_files;
 mod disk_full;
 mod histories;
 mod kills;
 mod ledger;
+mod load;
+mod long_reader;
 mod power_loss;
 mod seeds;
 mod swapped_files;
