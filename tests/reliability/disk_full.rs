@@ -109,7 +109,7 @@ fn mount(dir: &tempfile::TempDir, options: &str) -> Result<(), String> {
     let mut mount = Command::new("mount");
     match mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output() {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().into()),
         Err(error) => Err(error.to_string()),
     }
 }
