@@ -57,6 +57,13 @@ impl FileIdentities {
     pub(crate) fn check(&self) -> Result<(), Replaced> {
         self.files.iter().try_for_each(by_name::File::check)
     }
+
+    /// The same for the database file alone: while nobody has it open here, another program may be the last to close
+    /// it, and rightly deletes the others.
+    pub(crate) fn check_database(&self) -> Result<(), Replaced> {
+        let [database, ..] = &self.files;
+        database.check()
+    }
 }
 
 impl DatabaseFile {

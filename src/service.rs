@@ -13,6 +13,7 @@ use crate::error::{Cause, OpenErrorReason};
 use crate::fork::Generation;
 use crate::health::Health;
 use crate::housekeeper::{Housekeeper, Housekeeping};
+use crate::identity::FileIdentities;
 use crate::import::Imports;
 use crate::meter::Meter;
 use crate::queue::{self, Outbox, Queue, QueueDepth};
@@ -307,25 +308,36 @@ impl<H> WriterThread<H> {
         if let Some(housekeeper) = housekeeper {
             housekeeper.stop();
         }
-        old.close_as_it_is();
-        match self.open_anew(housekeeping) {
+        let files = old.close_as_it_is();
+        match self.open_anew(housekeeping, &files) {
             Ok((connection, housekeeper)) => {
                 suspended.opened_anew();
                 tracing::warn!("every connection was opened anew after a checkpoint that failed");
                 (Some(connection), Some(housekeeper))
             }
             Err(reason) => {
-                self.board.stop(cause.unwrap_or_else(|| reason.into()));
+                // That another file is there is worse than what made us open it anew.
+                let is_replaced = files.check_database().is_err();
+                self.board.stop(cause.filter(|_| !is_replaced).unwrap_or_else(|| reason.into()));
                 (None, None)
             }
         }
     }
 
+    /// It is opened by name, which must still be that of the same database: it is looked at before, since the open
+    /// itself can change a file, and afterwards.
     fn open_anew(
         &self,
         housekeeping: &Arc<Housekeeping>,
+        files: &FileIdentities,
     ) -> Result<(WriteConnection, Housekeeper), OpenErrorReason> {
+        let is_ours = || files.check_database().map_err(|replaced| OpenErrorReason::Sqlite(replaced.into()));
+        is_ours()?;
         let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
+        if let Err(reason) = is_ours() {
+            connection.close_as_it_is();
+            return Err(reason);
+        }
         // Another process that has the file open has kept the old wal-index, where this is not zero. And a
         // checkpoint that fails again, now from the start, will not do better a third time.
         let checkpointed = match connection.wal_pages_copied() {

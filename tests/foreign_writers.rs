@@ -13,9 +13,15 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use common::foreign::{self, Foreign};
-use common::{Add, Answer, HANG, TestDb, add, committed, count, insert, soon, until};
-use rusqlite::ffi;
-use solewriter::{Database, Drain, NotStarted, OnDrop, Outcome, Phase, Retry, WriteError};
+use common::proof::{Proof, Tally, Wrong};
+use common::{
+    Add, Answer, HANG, Kind, TestDb, add, committed, config_with, count, insert, plain, soon, until,
+};
+use fastrand::Rng;
+use rusqlite::{Connection, ffi};
+#[cfg(feature = "sabotage")]
+use solewriter::Sabotage;
+use solewriter::{Builder, Database, Drain, NotStarted, OnDrop, Outcome, Phase, Retry, WriteError};
 
 #[test]
 fn a_process_of_its_own() {
@@ -211,11 +217,15 @@ async fn while_the_writer_waits_for_the_lock_the_service_closes_within_its_limit
     assert_eq!(count(&db.plain()), 1);
 }
 
+/// One duel at a time: they take all there is.
+static ARENA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 // Both insert as fast as they can: the service from many tasks, the other process one row at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_a_duel_nobody_starves_and_no_row_is_lost_on_either_side() {
     const TIME: Duration = Duration::from_secs(2);
     const TASKS: i64 = 64;
+    let _alone = ARENA.lock().await;
     let db = TestDb::open_with(|config| {
         config.foreign_gap_interval = Duration::from_millis(200);
         config.busy_timeout = HANG;
@@ -241,7 +251,7 @@ async fn in_a_duel_nobody_starves_and_no_row_is_lost_on_either_side() {
         })
         .collect();
     until("the service is at work", || db.stats().groups_committed > 10).await;
-    foreign.tell(&format!("duel {}", TIME.as_millis()));
+    foreign.tell(&format!("duel {} 1", TIME.as_millis()));
     let said = tokio::task::spawn_blocking(move || (foreign.answer(), foreign)).await.unwrap();
     ended.store(true, Ordering::Relaxed);
     let (theirs, longest) = said.0.split_once(' ').unwrap();
@@ -270,6 +280,117 @@ async fn in_a_duel_nobody_starves_and_no_row_is_lost_on_either_side() {
     assert_eq!(count(&plain), ours + theirs + 1);
     let of_theirs = "SELECT count(*) FROM t WHERE x >= 1000000";
     assert_eq!(plain.query_row(of_theirs, (), |row| row.get::<_, i64>(0)).unwrap(), theirs);
+}
+
+/// What the service has told of rows.
+#[derive(Default)]
+struct Told {
+    acked: Vec<i64>,
+    not_applied: Vec<i64>,
+    unseen: Vec<i64>,
+    longest: Duration,
+}
+
+/// Inserts as fast as it can, and looks now and then whether an acknowledged row is there for others.
+async fn insert_and_look(db: &Database, task: u64, seed: u64, others: &Connection, ended: Instant) -> Told {
+    let (mut rng, mut told) = (Rng::with_seed(seed ^ (task + 1).rotate_left(32)), Told::default());
+    for x in 10_000 * task.cast_signed().. {
+        if Instant::now() >= ended {
+            break;
+        }
+        let asked = Instant::now();
+        // A deadline may pass while the other program holds the lock.
+        let answer = if rng.u8(0..8) == 0 {
+            insert(db, x).deadline(Duration::from_micros(rng.u64(1..20_000))).await
+        } else {
+            let receipt = Kind::ALL[rng.usize(0..4)].submit(db, x).await;
+            receipt.await.map(|committed| committed.value)
+        };
+        told.longest = told.longest.max(asked.elapsed());
+        if let Err(error) = answer {
+            assert_ne!(error.outcome(), Outcome::Unknown, "{error:?}");
+            told.not_applied.push(x);
+            continue;
+        }
+        told.acked.push(x);
+        let mut row = others.prepare_cached("SELECT 1 FROM t WHERE x = ?1").unwrap();
+        if rng.u8(0..8) == 0 && !row.exists([x]).unwrap() {
+            told.unseen.push(x);
+        }
+    }
+    told
+}
+
+/// A duel of half a second.
+fn duel(seed: u64, set: impl Fn(Builder) -> Builder) -> Tally {
+    const TIME: Duration = Duration::from_millis(500);
+    let mut rng = Rng::with_seed(seed);
+    let (tasks, at_once) = ([1, 8, 64][rng.usize(0..3)], [1, 3, 40][rng.usize(0..3)]);
+    let dir = common::in_memory_dir();
+    let path = dir.path().join("test.db");
+    plain(&path).execute_batch("CREATE TABLE t (id INTEGER PRIMARY KEY, x UNIQUE)").unwrap();
+    let db = set(Database::builder(&path).config(config_with(|config| {
+        config.foreign_gap_interval = Duration::from_millis(200);
+        config.checkpoint_pages = rng.u32(5..200);
+        config.busy_timeout = HANG;
+    })));
+    let db = db.open_blocking().unwrap();
+    let others = plain(&path);
+    let mut foreign = Foreign::start(&path);
+    // It is seen once it has written.
+    foreign.run("INSERT INTO t (x) VALUES (-1)");
+    let ended = Instant::now() + TIME;
+    foreign.tell(&format!("duel {} {at_once}", TIME.as_millis()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let all = (0..tasks).map(|task| insert_and_look(&db, task, seed, &others, ended));
+    let all = runtime.block_on(async { soon(futures_util::future::join_all(all)).await });
+    // Before the other answers: the canary still holds the lock.
+    assert!(!db.blocking().shutdown(Drain::within(HANG)).unwrap().stopped);
+    let answer = foreign.answer();
+    let (theirs, their_longest) = answer.split_once(' ').unwrap();
+    let theirs = theirs.parse::<i64>().unwrap();
+    foreign.close();
+    drop(others);
+
+    let mut tally = Tally::of_one_case();
+    common::check(&path);
+    let connection = plain(&path);
+    let mut xs = connection.prepare("SELECT x FROM t ORDER BY x").unwrap();
+    let xs: Vec<i64> = xs.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    for told in &all {
+        for x in &told.acked {
+            tally.check(xs.binary_search(x).is_ok(), Wrong::Lost, || format!("{x} was acknowledged"));
+        }
+        for x in &told.not_applied {
+            tally.check(xs.binary_search(x).is_err(), Wrong::Ghost, || format!("{x} was not applied"));
+        }
+        let unseen = &told.unseen;
+        tally.check(unseen.is_empty(), Wrong::Lost, || format!("acknowledged, and not seen: {unseen:?}"));
+    }
+    let of_theirs = xs.iter().filter(|x| **x >= 1_000_000).count() as i64;
+    tally.check(of_theirs == theirs, Wrong::Lost, || format!("{of_theirs} of their {theirs} rows"));
+    let ours: usize = all.iter().map(|told| told.acked.len()).sum();
+    let is_fair = theirs > 0 && ours > 0;
+    tally.check(is_fair, Wrong::Broken, || format!("one starves: {ours} rows against {theirs}"));
+    let not_applied = all.iter().map(|told| told.not_applied.len()).sum::<usize>();
+    tally.add("ours", ours as u64);
+    tally.add("theirs", theirs.cast_unsigned());
+    tally.add("too_late", not_applied as u64);
+    let our_longest = all.iter().map(|told| told.longest).max().unwrap_or_default();
+    println!("seed {seed}: longest wait {our_longest:?}, theirs {their_longest} µs");
+    tally
+}
+
+#[test]
+fn in_many_duels_every_acknowledged_row_is_there_for_everyone_at_once() {
+    let _alone = ARENA.blocking_lock();
+    let mut proof = Proof::new("foreign_duel", 6, 400);
+    proof.run_in_turn(|seed| duel(seed, |builder| builder));
+    #[cfg(feature = "sabotage")]
+    proof.canary(Sabotage::AckBeforeCommit, 2, |seed| {
+        duel(seed, |builder| builder.sabotage(Sabotage::AckBeforeCommit))
+    });
+    proof.finish();
 }
 
 #[tokio::test]

@@ -469,9 +469,9 @@ fn every_answer_is_true_and_the_file_holds_what_the_answers_say() {
     for (what, count) in told {
         proof.figure(&format!("told:{what}"), count);
     }
-    proof.canary("plain_group_commit", 4, live_plainly);
+    proof.canary("PlainGroupCommit", 4, live_plainly);
     #[cfg(feature = "sabotage")]
-    proof.canary("no_autocommit_check", 4, |seed| {
+    proof.canary(Sabotage::NoAutocommitCheck, 4, |seed| {
         let set = |builder: Builder| builder.sabotage(Sabotage::NoAutocommitCheck);
         live_blocking(seed, &Mutex::default(), set)
     });

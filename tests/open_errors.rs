@@ -178,18 +178,15 @@ impl Mirror {
             std::process::Command::new("bindfs").arg("--no-allow-other").args([dir, shown.path()]).output();
         match output {
             Ok(output) if output.status.success() => Some(Self(shown)),
-            Ok(output) => skip(&String::from_utf8_lossy(&output.stderr)),
-            Err(error) => skip(&format!("bindfs: {error}")),
+            Ok(output) => skip(String::from_utf8_lossy(&output.stderr).trim()),
+            Err(error) => skip(&error.to_string()),
         }
     }
 }
 
-/// Says so past the capture of the test runner.
 #[cfg(target_os = "linux")]
-#[expect(clippy::explicit_write, reason = "`eprintln!` is captured")]
 fn skip<T>(reason: &str) -> Option<T> {
-    use std::io::Write;
-    writeln!(std::io::stderr(), "SKIP: no FUSE file system can be mounted here: {}", reason.trim()).unwrap();
+    common::proof::skip("open_errors", format!("bindfs shows no directory on FUSE: {reason}"));
     None
 }
 

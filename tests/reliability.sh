@@ -12,24 +12,24 @@ cd "$(dirname "$0")/.."
 # The name of a line, and which test prints it: the arguments of `cargo test`.
 tests='
 power_loss           --test reliability power_loss::power_loss
-compound_faults      --test reliability compound_faults
-io_faults            --test reliability io_faults
+compound_faults      --test reliability compound_faults::
+io_faults            --test reliability io_faults::
 failed_syncs         --test reliability power_loss::failed_syncs
 checkpoint_failures  --test reliability power_loss::checkpoint_failures
-kills                --test reliability kills
-import_kills         --test import_resume kills
-disk_full            --test reliability disk_full
+kills                --test reliability kills::
+import_kills         --test import_resume kills::
+disk_full            --test reliability disk_full::
 hostile_neighbours   --test hostile_neighbours
-histories            --test reliability histories
-queue_schedules      --lib queue::tests
-writer_simulation    --lib writer::tests
-load                 --test reliability load::
-flood                --test reliability load::flood
-long_reader          --test reliability long_reader
-swapped_files        --test reliability swapped_files
+histories            --test reliability histories::
+queue_schedules      --lib queue::tests::
+writer_simulation    --lib writer::tests::
+load                 --test reliability load::under_load
+flood                --test reliability load::in_a_flood
+long_reader          --test reliability long_reader::
+swapped_files        --test reliability swapped_files::
 foreign_duel         --test foreign_writers duel
-damaged_files        --test reliability damaged_files
-seeds                --test reliability seeds
+damaged_files        --test reliability damaged_files::
+seeds                --test reliability seeds::
 '
 names=$(awk '{ print $1 }' <<<"$tests")
 
@@ -56,6 +56,7 @@ mkdir -p "$(dirname "$log")"
 cargo test --all-features --test reliability --no-run >>"$log" 2>&1 || { tail -40 "$log" >&2 && exit 1; }
 
 failed=()
+skipped=()
 for name in $wanted; do
     read -r -a arguments < <(awk -v name="$name" '$1 == name { $1 = ""; print }' <<<"$tests")
     begin=$(($(wc -c <"$log") + 1))
@@ -65,6 +66,7 @@ for name in $wanted; do
     line=$(tail -c "+$begin" "$log" | grep -oE "\b$name: (cases=|SKIP).*" || true)
     [ -n "$line" ] || { outcome=failed && line="$name: no line"; }
     echo "$line"
+    case $line in *": SKIP "*) skipped+=("$name") ;; esac
     if [ $outcome = failed ]; then
         failed+=("$name")
         tail -c "+$begin" "$log" | tail -40 >&2
@@ -74,4 +76,4 @@ if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}; the output is in $log" >&2
     exit 1
 fi
-echo "$(wc -w <<<"$wanted") tests, all as they should be"
+echo "$(wc -w <<<"$wanted") tests in $SECONDS s, all as they should be${skipped:+; skipped: ${skipped[*]}}"

@@ -396,6 +396,6 @@ fn careless_lives(seed: u64) -> Tally {
 fn queue_schedules_answer_each_accepted_command_exactly_once() {
     let mut proof = Proof::new("queue_schedules", 20_000, 1_000_000);
     proof.run(|seed| lives(seed, write));
-    proof.canary("leaves_at_close", 400, careless_lives);
+    proof.canary("LeavesAtClose", 400, careless_lives);
     proof.finish();
 }

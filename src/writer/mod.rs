@@ -143,10 +143,11 @@ impl WriteConnection {
     }
 
     /// Closes and leaves the WAL for the next open to recover: frames whose sync may have failed must not reach
-    /// the database file.
-    pub(crate) fn close_as_it_is(self) {
+    /// the database file. Returns what the files were.
+    pub(crate) fn close_as_it_is(self) -> FileIdentities {
         connection::leave_wal_alone(&self.connection);
         connection::close(self.connection);
+        self.files
     }
 
     /// Closes and leaves the files as they were found: the open has failed.

@@ -100,7 +100,10 @@ pub(crate) fn serve() {
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let answer = match line.split_once(' ') {
-            Some(("duel", millis)) => duel(&connection, Duration::from_millis(millis.parse().unwrap())),
+            Some(("duel", how)) => {
+                let (millis, rows) = how.split_once(' ').unwrap();
+                duel(&connection, Duration::from_millis(millis.parse().unwrap()), rows.parse().unwrap())
+            }
             _ => connection.execute_batch(&line).map_or_else(|error| error.to_string(), |()| "ok".into()),
         };
         println!("{ANSWER}{answer}");
@@ -108,14 +111,19 @@ pub(crate) fn serve() {
     connection.close().unwrap();
 }
 
-/// Inserts one row after the other, from a million on; returns how many, and the longest wait in microseconds.
-fn duel(connection: &Connection, time: Duration) -> String {
+/// Inserts one row after the other, from a million on, in transactions of so many; returns how many, and the longest
+/// wait for a transaction in microseconds.
+fn duel(connection: &Connection, time: Duration, at_once: i64) -> String {
     let (began, mut rows, mut longest) = (Instant::now(), 0, Duration::ZERO);
     while began.elapsed() < time {
         let asked = Instant::now();
-        connection.execute("INSERT INTO t (x) VALUES (?1)", [1_000_000 + rows]).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
         longest = longest.max(asked.elapsed());
-        rows += 1;
+        for row in rows..rows + at_once {
+            connection.execute("INSERT INTO t (x) VALUES (?1)", [1_000_000 + row]).unwrap();
+        }
+        connection.execute_batch("COMMIT").unwrap();
+        rows += at_once;
     }
     format!("{rows} {}", longest.as_micros())
 }

@@ -85,6 +85,11 @@ impl Tally {
         self.wrong.iter().sum()
     }
 
+    /// Whether there are as many cases as wanted, or nobody needs more to see that something is wrong.
+    fn is_enough(&self, cases: u64) -> bool {
+        self.cases >= cases || self.wrongs() >= EXAMPLES_MAX as u64
+    }
+
     pub(crate) fn merge(&mut self, other: Self) {
         self.cases += other.cases;
         self.checks += other.checks;
@@ -133,14 +138,14 @@ impl Proof {
     /// Runs one seed after the other until there are as many cases as wanted; on each core at the same time.
     pub(crate) fn run(&mut self, run: impl Fn(u64) -> Tally + Sync) {
         let wanted = self.wanted;
-        let tally = run_seeds(self.seed, |tally| tally.cases >= wanted, run);
+        let tally = run_seeds(self.seed, |tally| tally.is_enough(wanted), run);
         self.tally.merge(tally);
     }
 
     /// As [`run`](Self::run), but one after the other: for runs that keep all cores busy by themselves.
     pub(crate) fn run_in_turn(&mut self, mut run: impl FnMut(u64) -> Tally) {
         let mut seeds = self.seed..;
-        while self.tally.cases < self.wanted
+        while !self.tally.is_enough(self.wanted)
             && let Some(seed) = seeds.next()
         {
             self.tally.merge(naming(seed, || run(seed)));

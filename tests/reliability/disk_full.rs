@@ -7,7 +7,6 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -16,30 +15,9 @@ use solewriter::{Builder, Database, Drain, Sabotage};
 
 use crate::common::proof::{self, Proof, Tally, Wrong};
 use crate::common::{HANG, config_with, plain};
-use crate::traffic::{Load, Pulse, SCHEMA, Told, Traffic};
+use crate::traffic::{COUNTS, Load, Pulse, SCHEMA, Traffic};
 
 const NAME: &str = "disk_full";
-
-/// What was seen beside what is wrong.
-#[derive(Default)]
-struct Seen {
-    disks: u64,
-    page_limits: u64,
-    file_limits: u64,
-    acked: u64,
-    refused: u64,
-    unknown: u64,
-    imported: u64,
-}
-
-impl Seen {
-    fn add(&mut self, told: &Told) {
-        self.acked += told.acked.len() as u64;
-        self.refused += told.not_applied.len() as u64;
-        self.unknown += told.unknown.len() as u64;
-        self.imported += told.imported.len() as u64;
-    }
-}
 
 #[test]
 fn whatever_room_runs_out_every_answer_is_true_and_writes_come_back() {
@@ -47,32 +25,17 @@ fn whatever_room_runs_out_every_answer_is_true_and_writes_come_back() {
         return proof::skip(NAME, format!("no tmpfs can be mounted: {reason}"));
     }
     let mut proof = Proof::new(NAME, 80, 8_000);
-    let seen = Mutex::default();
-    proof.run(|seed| live(seed, None, &seen));
-    let Seen { disks, page_limits, file_limits, acked, refused, unknown, imported } =
-        seen.into_inner().unwrap();
-    let figures = [
-        ("disks", disks),
-        ("page_limits", page_limits),
-        ("file_limits", file_limits),
-        ("acked", acked),
-        ("refused", refused),
-        ("unknown", unknown),
-        ("imported", imported),
-    ];
-    for (name, value) in figures {
-        proof.figure(name, value);
-    }
-    let sabotage = Some(Sabotage::AckBeforeCommit);
-    proof.canary("ack_before_commit", 20, |seed| live_on_a_disk(seed, sabotage, &Mutex::default()));
+    proof.run(live);
+    let sabotage = Sabotage::AckBeforeCommit;
+    proof.canary(sabotage, 20, |seed| live_on_a_disk(seed, Some(sabotage)));
     proof.finish();
 }
 
-fn live(seed: u64, sabotage: Option<Sabotage>, seen: &Mutex<Seen>) -> Tally {
+fn live(seed: u64) -> Tally {
     match seed % 6 {
-        4 => live_below_a_page_limit(seed, seen),
-        5 => live_below_a_file_limit(seed, seen),
-        _ => live_on_a_disk(seed, sabotage, seen),
+        4 => live_below_a_page_limit(seed),
+        5 => live_below_a_file_limit(seed),
+        _ => live_on_a_disk(seed, None),
     }
 }
 
@@ -82,6 +45,7 @@ fn load(rng: &mut Rng) -> Load {
         blob_bytes_max: [1_000, 6_000, 30_000][rng.usize(0..3)],
         some_normal: rng.bool(),
         import: rng.u8(0..4) > 0,
+        leaks: false,
     }
 }
 
@@ -145,7 +109,7 @@ fn mount(dir: &tempfile::TempDir, options: &str) -> Result<(), String> {
     let mut mount = Command::new("mount");
     match mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).output() {
         Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().into()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -157,7 +121,7 @@ impl Drop for Disk {
     }
 }
 
-fn live_on_a_disk(seed: u64, sabotage: Option<Sabotage>, seen: &Mutex<Seen>) -> Tally {
+fn live_on_a_disk(seed: u64, sabotage: Option<Sabotage>) -> Tally {
     let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
     let mut disk = Disk::mount(rng.u64(2..7) << 19).unwrap();
     let db = open(&mut rng, &disk.path(), sabotage);
@@ -197,14 +161,13 @@ fn live_on_a_disk(seed: u64, sabotage: Option<Sabotage>, seen: &Mutex<Seen>) -> 
     let is_orderly = (report.stopped, report.wal_pages_left) == (false, 0);
     tally.check(is_orderly, Wrong::Broken, || format!("{report:?}"));
     told.compare(&disk.path(), &mut tally);
-    let mut seen = seen.lock().unwrap();
-    seen.add(&told);
-    seen.disks += 1;
+    told.count(&mut tally);
+    tally.add("disks", 1);
     tally
 }
 
 /// Where the database may have so many pages: what has no room in it fails, and nobody else notices.
-fn live_below_a_page_limit(seed: u64, seen: &Mutex<Seen>) -> Tally {
+fn live_below_a_page_limit(seed: u64) -> Tally {
     let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("test.db");
@@ -239,16 +202,15 @@ fn live_below_a_page_limit(seed: u64, seen: &Mutex<Seen>) -> Tally {
     let report = db.blocking().shutdown(Drain::within(HANG)).unwrap();
     tally.check(!report.stopped, Wrong::Broken, || format!("{report:?}"));
     told.compare(&path, &mut tally);
-    let mut seen = seen.lock().unwrap();
-    seen.add(&told);
-    seen.page_limits += 1;
+    told.count(&mut tally);
+    tally.add("page_limits", 1);
     tally
 }
 
 const LIMITED: &str = "SOLEWRITER_TEST_FILE_SIZE_LIMIT";
 
 /// The limit is of a whole process: a run of this binary of its own, which ignores the signal that would end it.
-fn live_below_a_file_limit(seed: u64, seen: &Mutex<Seen>) -> Tally {
+fn live_below_a_file_limit(seed: u64) -> Tally {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "disk_full::a_process_below_a_limit", "--nocapture"]);
     let output = child.env(LIMITED, seed.to_string()).output().unwrap();
@@ -257,17 +219,15 @@ fn live_below_a_file_limit(seed: u64, seen: &Mutex<Seen>) -> Tally {
         line.split_whitespace().map(|number| number.parse().ok()).collect::<Option<Vec<u64>>>()
     });
     let mut tally = Tally::of_one_case();
-    let Some([checks, acked, refused, unknown, imported]) = numbers.as_deref() else {
+    let Some([checks, counts @ ..]) = numbers.as_deref() else {
         tally.wrong(Wrong::Broken, || format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)));
         return tally;
     };
     tally.checks = *checks;
-    let mut seen = seen.lock().unwrap();
-    seen.acked += acked;
-    seen.refused += refused;
-    seen.unknown += unknown;
-    seen.imported += imported;
-    seen.file_limits += 1;
+    for (what, count) in COUNTS.into_iter().zip(counts) {
+        tally.add(what, *count);
+    }
+    tally.add("file_limits", 1);
     tally
 }
 
@@ -297,15 +257,9 @@ fn a_process_below_a_limit() {
     db.blocking().shutdown(Drain::within(HANG)).unwrap();
     told.compare(&path, &mut tally);
     assert_eq!(tally.wrongs(), 0, "{tally:#?}");
-    let Told { acked, not_applied, unknown, imported, .. } = &told;
-    println!(
-        "limited: {} {} {} {} {}",
-        tally.checks,
-        acked.len(),
-        not_applied.len(),
-        unknown.len(),
-        imported.len()
-    );
+    told.count(&mut tally);
+    let numbers = COUNTS.map(|what| tally.counted(what).to_string());
+    println!("limited: {} {}", tally.checks, numbers.join(" "));
 }
 
 fn limit_file_size(bytes: u64) {

@@ -19,5 +19,6 @@ mod load;
 mod long_reader;
 mod power_loss;
 mod seeds;
+mod swapped_files;
 mod traffic;
 mod workload;

@@ -1,16 +1,17 @@
 //! What goes on in a service while something happens to it: clients that write pairs and read them back, and an
 //! import; and what they were told, to be compared with a file.
 
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rusqlite::Connection;
 use solewriter::{
-    Committed, Database, Durability, ImportControl, ImportFailure, Outcome, Retry, WriteError,
+    Committed, Database, Durability, ImportControl, ImportFailure, NotStarted, Outcome, Retry, WriteError,
     WriteTransaction,
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct Load {
     /// Whether some of the commands survive only a crash of the process.
     pub(crate) some_normal: bool,
     pub(crate) import: bool,
+    /// Whether some of the commands leave a statement open, so that the connection is replaced.
+    pub(crate) leaks: bool,
 }
 
 /// What is known while it goes on.
@@ -41,8 +44,8 @@ pub(crate) struct Pulse {
     acked: AtomicU64,
     failed: AtomicU64,
     stopped: AtomicBool,
-    /// Set by the test: commands that are sent from now on are [late](Acked::was_late).
-    pub(crate) is_late: AtomicBool,
+    /// What the test does meanwhile, as it pleases.
+    phase: AtomicU8,
     ends: AtomicBool,
 }
 
@@ -57,19 +60,30 @@ impl Pulse {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Whether somebody was told that there is no point in trying again.
+    /// What is sent and answered from now on is known to be in this phase of the test; it begins in 0.
+    pub(crate) fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::SeqCst);
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody was told that writing has stopped.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 }
 
-/// What a pair was told.
+/// A pair that was acknowledged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acked {
     pub(crate) x: i64,
     /// The number of its group.
     pub(crate) group: u64,
-    pub(crate) was_late: bool,
+    /// In which phases of the test it was sent and answered.
+    pub(crate) sent: u8,
+    pub(crate) answered: u8,
 }
 
 /// What everybody was told.
@@ -82,8 +96,8 @@ pub(crate) struct Told {
     unseen: Vec<i64>,
     /// How many reads failed.
     pub(crate) reads_failed: u64,
-    /// Entries that the import was told are committed.
-    pub(crate) imported: Vec<u64>,
+    /// Entries that the import was told are committed, and in which phase.
+    pub(crate) imported: Vec<(u64, u8)>,
     /// An entry that failed by itself, which none does; or an import that ended in a way it should not.
     odd: Vec<String>,
 }
@@ -111,8 +125,13 @@ impl Traffic {
         let mut told = self.clients.join().unwrap();
         if let Some((control, import)) = self.import {
             control.cancel();
-            let Told { imported, odd, .. } = import.join().unwrap();
-            (told.imported, told.odd) = (imported, odd);
+            // Where nothing can be written, it would try for ever to write down that it was cancelled.
+            if soon(|| import.is_finished()) {
+                let Told { imported, odd, .. } = import.join().unwrap();
+                (told.imported, told.odd) = (imported, odd);
+            } else {
+                told.odd.push("it does not end".into());
+            }
         }
         told
     }
@@ -120,18 +139,22 @@ impl Traffic {
     /// Waits until `holds`; false if it does not in a long time, or writing has stopped for good.
     pub(crate) fn wait_until(&self, holds: impl Fn(&Pulse) -> bool) -> bool {
         const ACKS_MAX: u64 = 15_000;
-        let (acks_max, limit) = (self.pulse.acked() + ACKS_MAX, Instant::now() + HANG);
-        loop {
-            if holds(&self.pulse) {
-                return true;
-            }
-            let takes_too_long = Instant::now() > limit || self.pulse.acked() > acks_max;
-            if takes_too_long || self.pulse.is_stopped() {
-                return false;
-            }
-            thread::sleep(Duration::from_micros(200));
-        }
+        let acks_max = self.pulse.acked() + ACKS_MAX;
+        let is_over = || self.pulse.acked() > acks_max || self.pulse.is_stopped();
+        soon(|| holds(&self.pulse) || is_over()) && holds(&self.pulse)
     }
+}
+
+/// Waits until `holds`; false if it does not in a long time.
+fn soon(holds: impl Fn() -> bool) -> bool {
+    let limit = Instant::now() + HANG;
+    while !holds() {
+        if Instant::now() > limit {
+            return false;
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    true
 }
 
 /// All clients on one thread: what matters is that they wait together.
@@ -157,10 +180,11 @@ async fn run_client(db: &Database, pulse: &Pulse, seed: u64, number: u64, load: 
         if pulse.ends.load(Ordering::Acquire) {
             break;
         }
-        let was_late = pulse.is_late.load(Ordering::SeqCst);
+        let sent = pulse.phase();
         match send_pair(db, &mut rng, x, load).await {
             Ok(committed) => {
-                told.acked.push(Acked { x, group: committed.token.group(), was_late });
+                let (group, answered) = (committed.token.group(), pulse.phase());
+                told.acked.push(Acked { x, group, sent, answered });
                 pulse.acked.fetch_add(1, Ordering::AcqRel);
                 if rng.u8(0..4) == 0 {
                     read_back(db, x, &mut told).await;
@@ -172,7 +196,7 @@ async fn run_client(db: &Database, pulse: &Pulse, seed: u64, number: u64, load: 
                     Outcome::NotStarted | Outcome::RolledBack => told.not_applied.push(x),
                 }
                 pulse.failed.fetch_add(1, Ordering::AcqRel);
-                if error.retry() == Retry::Never {
+                if matches!(error, WriteError::NotStarted(NotStarted::Stopped(_))) {
                     pulse.stopped.store(true, Ordering::Release);
                     break;
                 }
@@ -186,8 +210,13 @@ async fn run_client(db: &Database, pulse: &Pulse, seed: u64, number: u64, load: 
 
 async fn send_pair(db: &Database, rng: &mut Rng, x: i64, load: Load) -> Result<Committed<usize>, WriteError> {
     let space = rng.u64(0..=load.blob_bytes_max).cast_signed();
+    let leaks = load.leaks && rng.u8(0..30) == 0;
     let pair = move |tx: &mut WriteTransaction<'_>| {
         tx.execute("INSERT INTO a VALUES (?1, randomblob(?2))", [x, space])?;
+        if leaks {
+            let mut statement = ManuallyDrop::new(tx.prepare("SELECT 1 UNION ALL SELECT 2")?);
+            ManuallyDrop::new(statement.query(())?).next()?;
+        }
         tx.execute("INSERT INTO b VALUES (?1, randomblob(?2))", [x, space / 8])
     };
     let is_normal = load.some_normal && rng.bool();
@@ -231,7 +260,7 @@ fn start_import(
                 },
                 |index, outcome| match outcome {
                     Ok(_) => {
-                        imported.push(index);
+                        imported.push((index, pulse.phase()));
                         pulse.acked.fetch_add(1, Ordering::AcqRel);
                     }
                     Err(error) => odd.push(format!("entry {index}: {error}")),
@@ -250,7 +279,28 @@ fn start_import(
     (control.recv().expect("the import begins"), import)
 }
 
+pub(crate) const COUNTS: [&str; 4] = ["acked", "imported", "not_applied", "unknown"];
+
 impl Told {
+    /// Counts what was told, under the names [`COUNTS`].
+    pub(crate) fn count(&self, tally: &mut Tally) {
+        let Self { acked, not_applied, unknown, imported, .. } = self;
+        let counts = [acked.len(), imported.len(), not_applied.len(), unknown.len()];
+        for (what, count) in COUNTS.into_iter().zip(counts) {
+            tally.add(what, count as u64);
+        }
+    }
+
+    /// Takes out what was acknowledged in this phase or later.
+    pub(crate) fn split_off(&mut self, phase: u8) -> Self {
+        let is_before = |acked: &Acked| acked.answered < phase;
+        let (before, acked) = std::mem::take(&mut self.acked).into_iter().partition(is_before);
+        self.acked = before;
+        let (before, imported) = self.imported.iter().partition(|(_, answered)| *answered < phase);
+        self.imported = before;
+        Self { acked, imported, ..Self::default() }
+    }
+
     /// Compares with a file that nobody has open, as far as the file must hold all of it.
     pub(crate) fn compare(&self, path: &Path, tally: &mut Tally) {
         let connection = plain(path);
@@ -279,7 +329,7 @@ impl Told {
 
     fn compare_import(&self, connection: &Connection, tally: &mut Tally) {
         let entries = sorted(connection, "SELECT entry FROM entries");
-        for index in &self.imported {
+        for (index, _) in &self.imported {
             let is_there = entries.binary_search(&index.cast_signed()).is_ok();
             tally.check(is_there, Wrong::Lost, || format!("entry {index} was acknowledged"));
         }
