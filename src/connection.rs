@@ -123,12 +123,16 @@ fn percent_encoded(path: &Path) -> String {
     encoded
 }
 
+/// Opens a connection for its role.
+///
+/// Where that fails once the file is open, its close may be the last one, and leaves the WAL alone: who reads on
+/// without a writer would miss it, and what is in doubt must not reach the database file.
 pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<Connection, OpenErrorReason> {
     let connection = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
     }?;
-    configure(&connection, role, location, config)?;
+    configure(&connection, role, location, config).inspect_err(|_| leave_wal_alone(&connection))?;
     Ok(connection)
 }
 

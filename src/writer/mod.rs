@@ -97,14 +97,29 @@ pub(crate) struct WriteConnection {
 impl WriteConnection {
     pub(crate) fn open(location: &Location, config: &Config, board: &Board) -> Result<Self, OpenErrorReason> {
         let connection = connection::open(location, Role::Writer, config)?;
-        connection::watch_wal(&connection);
-        board.wal.set_page_bytes(connection::page_bytes(&connection)?);
-        let user_code = UserCode::guard(&connection)?;
-        let watchdog = Watchdog::watch(&connection)?;
+        match Self::guard(&connection, location, board) {
+            Ok((user_code, watchdog, files)) => Ok(Self { connection, user_code, watchdog, files }),
+            // As in `connection::open`.
+            Err(reason) => {
+                connection::leave_wal_alone(&connection);
+                Err(reason)
+            }
+        }
+    }
+
+    fn guard(
+        connection: &Connection,
+        location: &Location,
+        board: &Board,
+    ) -> Result<(UserCode, Watchdog, FileIdentities), OpenErrorReason> {
+        connection::watch_wal(connection);
+        board.wal.set_page_bytes(connection::page_bytes(connection)?);
+        let user_code = UserCode::guard(connection)?;
+        let watchdog = Watchdog::watch(connection)?;
         board.set_watchdog(watchdog.clone());
-        connection::read_schema(&connection)?;
+        connection::read_schema(connection)?;
         let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
-        Ok(Self { connection, user_code, watchdog, files })
+        Ok((user_code, watchdog, files))
     }
 
     /// Reads what is written down of the imports of earlier openings.
