@@ -269,7 +269,9 @@ pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
         statement.query_map((), |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
     let unread = found.iter().filter_map(|line| line.split_once("error code=")).find_map(|(_, code)| {
         let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
-        digits.parse().ok().filter(|code| matches!(Failure::of_code(*code), Failure::Io | Failure::Memory))
+        let is_unread =
+            |code: &i32| matches!(Failure::of_code(*code), Failure::Read | Failure::Io | Failure::Memory);
+        digits.parse().ok().filter(is_unread)
     });
     match unread {
         Some(code) => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
