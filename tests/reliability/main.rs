@@ -10,6 +10,7 @@
 mod common;
 
 mod compound_faults;
+mod io_faults;
 mod ledger;
 mod power_loss;
 mod seeds;
