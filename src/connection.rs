@@ -132,6 +132,10 @@ fn percent_encoded(path: &Path) -> String {
     encoded
 }
 
+/// Opens a connection for its role.
+///
+/// Where that fails once the file is open, its close may be the last one, and leaves the WAL alone: who reads on
+/// without a writer would miss it, and what is in doubt must not reach the database file.
 pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<Connection, OpenErrorReason> {
     let connection = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
@@ -290,7 +294,9 @@ pub(crate) fn is_intact(connection: &Connection) -> rusqlite::Result<bool> {
     let found = statement.query_map((), problem)?.collect::<rusqlite::Result<Vec<_>>>()?;
     let unread = found.iter().filter_map(|line| line.split_once("error code=")).find_map(|(_, code)| {
         let digits = code.split(|c: char| !c.is_ascii_digit()).next()?;
-        digits.parse().ok().filter(|code| matches!(Failure::of_code(*code), Failure::Io | Failure::Memory))
+        let is_unread =
+            |code: &i32| matches!(Failure::of_code(*code), Failure::Read | Failure::Io | Failure::Memory);
+        digits.parse().ok().filter(is_unread)
     });
     match unread {
         Some(code) => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),

@@ -13,7 +13,9 @@ pub(crate) enum Failure {
     DiskFull,
     /// The system could not write.
     Write,
-    /// Any other failure of the system: a failed sync or read, no file descriptor.
+    /// The system could not read, or lock: whatever it was to do, it was not a sync.
+    Read,
+    /// Any other failure of the system: a failed sync, no file descriptor.
     Io,
     /// There is no memory.
     Memory,
@@ -28,6 +30,15 @@ impl Failure {
     pub(crate) fn of_code(extended: i32) -> Self {
         match extended {
             ffi::SQLITE_IOERR_WRITE => return Self::Write,
+            ffi::SQLITE_IOERR_READ
+            | ffi::SQLITE_IOERR_SHORT_READ
+            | ffi::SQLITE_IOERR_FSTAT
+            | ffi::SQLITE_IOERR_LOCK
+            | ffi::SQLITE_IOERR_RDLOCK
+            | ffi::SQLITE_IOERR_SHMOPEN
+            | ffi::SQLITE_IOERR_SHMSIZE
+            | ffi::SQLITE_IOERR_SHMLOCK
+            | ffi::SQLITE_IOERR_SHMMAP => return Self::Read,
             ffi::SQLITE_IOERR_NOMEM => return Self::Memory,
             // A file system that knows its data to be damaged.
             ffi::SQLITE_IOERR_CORRUPTFS => return Self::Corrupt,

@@ -157,7 +157,7 @@ fn after_environment(failure: Failure) -> (bool, Look) {
         // Holding the write lock, nobody can be in the way: a bug of ours, or of the file system.
         Failure::Busy => (true, Look::Nothing),
         Failure::DiskFull | Failure::Memory => (false, Look::Probe),
-        Failure::Write | Failure::Io => (true, Look::Probe),
+        Failure::Write | Failure::Read | Failure::Io => (true, Look::Probe),
         Failure::Corrupt => (true, Look::QuickCheck),
     }
 }
@@ -206,7 +206,8 @@ pub(crate) enum AfterCommit {
 }
 
 pub(crate) fn after_failed_commit(seen: &FailedCommit, attempt: Attempt) -> AfterCommit {
-    let may_have_synced_in_vain = !matches!(seen.failure, Failure::DiskFull | Failure::Write);
+    let may_have_synced_in_vain =
+        !matches!(seen.failure, Failure::DiskFull | Failure::Write | Failure::Read | Failure::Busy);
     match seen {
         FailedCommit { nothing_written: true, .. } if attempt == Attempt::Alone => AfterCommit::RollBack,
         FailedCommit { nothing_written: true, .. } => AfterCommit::RunAlone,
@@ -353,6 +354,8 @@ mod tests {
             (Failure::Io, false, AfterCommit::Fence),
             (Failure::Io, true, AfterCommit::Stop),
             (Failure::Write, true, AfterCommit::Fence),
+            (Failure::Read, true, AfterCommit::Fence),
+            (Failure::Busy, true, AfterCommit::Fence),
             (Failure::DiskFull, true, AfterCommit::Fence),
             (Failure::Memory, true, AfterCommit::Stop),
         ] {
@@ -377,6 +380,7 @@ mod tests {
             (Failure::Io, false, Then(Look::Probe)),
             (Failure::Io, true, Stop),
             (Failure::Write, true, Then(Look::Probe)),
+            (Failure::Read, true, Then(Look::Probe)),
             (Failure::DiskFull, true, Then(Look::Probe)),
             (Failure::Corrupt, false, Then(Look::QuickCheck)),
         ] {
@@ -395,6 +399,7 @@ mod tests {
             (Failure::DiskFull, None, false, DiskFull),
             (Failure::Io, None, false, CountFailure),
             (Failure::Io, None, true, Stop),
+            (Failure::Read, None, true, CountFailure),
             (Failure::Busy, None, true, CountFailure),
         ] {
             assert_eq!(after_failed_probe(failure, settles, unsynced), expected, "{failure:?} {settles:?}");

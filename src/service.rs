@@ -345,12 +345,17 @@ impl<H> WriterThread<H> {
             Ok(_) => Err(OpenErrorReason::Sqlite(lost_connection())),
             Err(error) => Err(error.into()),
         };
-        if let Err(reason) = checkpointed {
-            connection.close_as_it_is();
-            return Err(reason);
+        let housekeeper = checkpointed.and_then(|()| {
+            housekeeping.recovered();
+            self.start_housekeeper(housekeeping)
+        });
+        match housekeeper {
+            Ok(housekeeper) => Ok((connection, housekeeper)),
+            Err(reason) => {
+                connection.close_as_it_is();
+                Err(reason)
+            }
         }
-        housekeeping.recovered();
-        Ok((connection, self.start_housekeeper(housekeeping)?))
     }
 
     /// Opens everything at the start, so that a lack of file descriptors shows now and not under load.

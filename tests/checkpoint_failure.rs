@@ -269,6 +269,28 @@ async fn a_database_that_can_not_be_opened_anew_stops_writing_and_is_still_read(
     is_stopped(&db, &faults, &seen).await;
 }
 
+// The connection that could not be opened, or had no other beside it, was the last one, and its close copied the
+// WAL and deleted it: no read could be done any more.
+#[tokio::test]
+async fn wherever_the_reopen_fails_the_wal_stays_for_those_who_read() {
+    let cases: [fn() -> Fault; 3] = [
+        || Fault::new(Op::Read, Of::Wal, ffi::SQLITE_IOERR_READ),
+        || Fault::new(Op::Open, Of::Wal, ffi::SQLITE_CANTOPEN),
+        // That of the checkpointer.
+        || Fault::new(Op::Open, Of::Database, ffi::SQLITE_CANTOPEN).after(1),
+    ];
+    for case in cases {
+        let (dir, faults) = (tempfile::tempdir().unwrap(), Faults::register());
+        let db = faults.create(&dir, eager);
+        let injected = faults.clone();
+        let fault = failed_sync().by(By::Checkpointer).once();
+        let fault = fault.then(move || injected.inject(case().by(By::Writer).once()));
+        fail_a_checkpoint(&db, &faults, 1, fault).await;
+        let seen = write_until_refused(&db, vec![0, 1]).await;
+        is_stopped(&db, &faults, &seen).await;
+    }
+}
+
 #[tokio::test]
 async fn after_groups_that_were_not_synced_a_checkpoint_that_fails_stops_writing() {
     for op in [Op::Sync, Op::Write] {

@@ -227,3 +227,33 @@ async fn after_groups_that_were_not_synced_a_failed_write_is_still_settled_by_a_
         assert_eq!(stored(&path), [0, 10, 11]);
     }
 }
+
+// A page that was written before the COMMIT, since the cache had no room, and changed again: its frame is written over,
+// and COMMIT reads all frames since then to compute their checksums anew.
+#[tokio::test]
+async fn after_groups_that_were_not_synced_a_commit_that_can_not_read_is_still_settled_by_a_fence() {
+    for code in [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ] {
+        let (dir, faults) = (tempfile::tempdir().unwrap(), Faults::register());
+        let db = faults.create(&dir, |config| config.cache_bytes = 40_960);
+        let path = db.path().to_owned();
+        db.execute("CREATE TABLE big (x)", ()).await.unwrap();
+        insert(&db, 10).durability(Durability::Normal).await.unwrap();
+        let injected = faults.clone();
+        let large = db.write("large", move |tx| {
+            tx.execute_batch(
+                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100)
+                 INSERT INTO big SELECT randomblob(3000) FROM n;
+                 UPDATE big SET x = zeroblob(3000)",
+            )?;
+            injected.forget();
+            injected.inject(Fault::new(Op::Read, Of::Wal, code).by(By::Writer).once());
+            Ok(())
+        });
+        is_lost(&soon(large).await.unwrap_err(), code);
+        assert_eq!(faults.failed(), 1);
+        assert!(faults.after_failure().iter().any(|call| call.op == Op::Sync), "the fence is synced");
+        insert(&db, 11).await.unwrap();
+        assert!(!close(&db).stopped);
+        assert_eq!(stored(&path), [0, 10, 11]);
+    }
+}

@@ -465,7 +465,9 @@ fn loss_cause(loss: Loss, label: &str) -> Cause {
     use rusqlite::ffi;
     let (code, what) = match loss {
         Loss::Environment(Failure::DiskFull) => (ffi::SQLITE_FULL, "found no space"),
-        Loss::Environment(Failure::Write | Failure::Io) => (ffi::SQLITE_IOERR, "met an I/O error"),
+        Loss::Environment(Failure::Write | Failure::Read | Failure::Io) => {
+            (ffi::SQLITE_IOERR, "met an I/O error")
+        }
         Loss::Environment(Failure::Memory) => (ffi::SQLITE_NOMEM, "found no memory"),
         Loss::Environment(Failure::Corrupt) => (ffi::SQLITE_CORRUPT, "met what looks like damage"),
         Loss::Environment(Failure::Busy) => (ffi::SQLITE_BUSY, "met a lock"),

@@ -207,8 +207,14 @@ impl Store for FakeStore {
             self.wal_pages += 1;
             return Ok(true);
         }
-        let code = [ffi::SQLITE_BUSY, ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC]
-            [self.rng.usize(0..4)];
+        let codes = [
+            ffi::SQLITE_BUSY,
+            ffi::SQLITE_FULL,
+            ffi::SQLITE_IOERR_WRITE,
+            ffi::SQLITE_IOERR_READ,
+            ffi::SQLITE_IOERR_FSYNC,
+        ];
+        let code = codes[self.rng.usize(0..codes.len())];
         match code {
             ffi::SQLITE_BUSY => self.transaction = Some((durability, cells)),
             // Frames are written in order: the last one, which commits, has not been.
@@ -239,8 +245,13 @@ impl Store for FakeStore {
         assert!(self.transaction.is_none(), "a probe within a transaction");
         // What has failed once tends to fail again.
         if self.rng.u32(0..1_000) < self.fault_rate * 4 {
-            let code =
-                [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC][self.rng.usize(0..3)];
+            let codes = [
+                ffi::SQLITE_FULL,
+                ffi::SQLITE_IOERR_WRITE,
+                ffi::SQLITE_IOERR_SHMLOCK,
+                ffi::SQLITE_IOERR_FSYNC,
+            ];
+            let code = codes[self.rng.usize(0..codes.len())];
             if code == ffi::SQLITE_IOERR_FSYNC {
                 self.sync_has_failed();
             }

@@ -215,6 +215,24 @@ impl Image {
         Self { files: SUFFIXES.map(|suffix| std::fs::read(beside(path, suffix)).ok()) }
     }
 
+    /// Does what was recorded, and all of it is there: the end of a process takes nothing of it away.
+    pub(crate) fn apply(&mut self, recorded: &Recorded) {
+        let Some(place) = place(recorded.of) else { return };
+        let file = &mut self.files[place];
+        match &recorded.change {
+            Change::Sync | Change::SyncFailed => {}
+            Change::Create => *file = Some(Vec::new()),
+            Change::Delete { .. } => *file = None,
+            Change::Truncate(bytes) => file.get_or_insert_default().resize(*bytes, 0),
+            Change::Write { offset, bytes } => {
+                let file = file.get_or_insert_default();
+                let end = offset + bytes.len();
+                file.resize(file.len().max(end), 0);
+                file[*offset..end].copy_from_slice(bytes);
+            }
+        }
+    }
+
     /// Puts the files where nobody has any open.
     pub(crate) fn write(&self, path: &Path) {
         for (content, suffix) in self.files.iter().zip(SUFFIXES) {

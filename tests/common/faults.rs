@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::ffi;
 use solewriter::{BlockingDatabase, Config, Database, ReadTransaction};
@@ -29,8 +29,16 @@ pub(crate) enum Op {
     Sync,
     Truncate,
     Delete,
+    /// Asks for the size of a file.
+    Size,
+    /// Asks whether a file is there.
+    Access,
+    /// Of the file.
+    FileLock,
     /// Of the shared memory of the WAL: the first thing that every transaction does.
     Lock,
+    /// Of that shared memory into this process.
+    Map,
 }
 
 /// What the call is about.
@@ -84,6 +92,13 @@ pub(crate) struct ShmLock {
 
 type OnLock = Arc<dyn Fn(ShmLock) + Send + Sync>;
 
+impl Call {
+    /// Whether the same kind of thread makes the same of the same file.
+    pub(crate) fn is_like(self, other: Self) -> bool {
+        (self.op, self.of, self.by) == (other.op, other.of, other.by)
+    }
+}
+
 /// Which calls fail, and how.
 pub(crate) struct Fault {
     op: Op,
@@ -128,9 +143,63 @@ impl Fault {
     }
 }
 
+/// How long it goes on that calls fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lasts {
+    Once,
+    /// Calls of the same kind by the same thread fail from then on.
+    ForItsKind,
+    /// Every call fails from then on.
+    ForAll,
+}
+
+/// The call at which calls begin to fail, whatever it is.
+struct Outage {
+    /// How many calls come before it.
+    spared: usize,
+    lasts: Lasts,
+    /// What a call fails with.
+    code: fn(Call) -> c_int,
+    hit: Option<Hit>,
+}
+
+/// The first call that an outage has met.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hit {
+    pub(crate) call: Call,
+    /// How many changes had been recorded by then.
+    pub(crate) recorded: usize,
+}
+
+impl Outage {
+    /// What a call fails with that is made after `calls` others and `recorded` changes.
+    fn fails(&mut self, calls: usize, recorded: usize, call: Call) -> Option<c_int> {
+        let fails = match (self.hit, self.lasts) {
+            (None, _) => calls >= self.spared,
+            (Some(_), Lasts::Once) => false,
+            (Some(hit), Lasts::ForItsKind) => hit.call.is_like(call),
+            (Some(_), Lasts::ForAll) => true,
+        };
+        fails.then(|| {
+            self.hit.get_or_insert(Hit { call, recorded });
+            (self.code)(call)
+        })
+    }
+
+    fn end(&mut self) {
+        (self.spared, self.lasts) = (usize::MAX, Lasts::Once);
+    }
+}
+
 #[derive(Default)]
 struct State {
     faults: Mutex<Vec<Fault>>,
+    outage: Mutex<Option<Outage>>,
+    /// Writes that fail have written a part.
+    tears_writes: AtomicBool,
+    /// The next call of the checkpointer waits.
+    holds_checkpointer: Mutex<bool>,
+    goes_on: Condvar,
     calls: Mutex<Vec<Call>>,
     /// What was changed, in order, once it is recorded. No sync is passed on then.
     record: Mutex<Option<Vec<Recorded>>>,
@@ -148,6 +217,10 @@ impl State {
     /// What is to be returned instead of making the call.
     fn fault(&self, op: Op, of: Of) -> Option<c_int> {
         let by = By::this_thread();
+        if by == By::Checkpointer {
+            let held = lock(&self.holds_checkpointer);
+            drop(self.goes_on.wait_while(held, |held| *held).unwrap_or_else(PoisonError::into_inner));
+        }
         let mut then = None;
         let code = {
             let mut faults = lock(&self.faults);
@@ -166,7 +239,20 @@ impl State {
                 Some(fault.code)
             })
         };
-        lock(&self.calls).push(Call { op, of, by, failed: code.is_some() });
+        let code = {
+            let mut calls = lock(&self.calls);
+            let call = Call { op, of, by, failed: false };
+            let outage = || {
+                let recorded = lock(&self.record).as_ref().map_or(0, Vec::len);
+                lock(&self.outage).as_mut()?.fails(calls.len(), recorded, call)
+            };
+            let code = code.or_else(outage);
+            calls.push(Call { failed: code.is_some(), ..call });
+            code
+        };
+        if code.is_some() {
+            self.hold_checkpointer(false);
+        }
         if let Some(then) = then {
             then();
         }
@@ -184,6 +270,16 @@ impl State {
             record.push(Recorded { of, change: change() });
         }
         code
+    }
+
+    fn hold_checkpointer(&self, hold: bool) {
+        // After a failure the writer may wait for it at any time.
+        *lock(&self.holds_checkpointer) = hold && self.hit().is_none();
+        self.goes_on.notify_all();
+    }
+
+    fn hit(&self) -> Option<Hit> {
+        lock(&self.outage).as_ref()?.hit
     }
 
     fn is_recording(&self) -> bool {
@@ -208,7 +304,7 @@ impl Faults {
         let name = format!("faults-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let state: &'static State = Box::leak(Box::default());
         // SAFETY: SQLite's own VFS is there for ever. The copy and its name are never freed, as SQLite asks of a
-        // VFS; it differs in its name, in `xOpen` and `xDelete` and in what only these look at.
+        // VFS; it differs in its name, in `xOpen`, `xDelete` and `xAccess` and in what only these look at.
         let code = unsafe {
             let mut vfs = *ffi::sqlite3_vfs_find(ptr::null());
             vfs.szOsFile += HEADER as c_int;
@@ -217,6 +313,7 @@ impl Faults {
             vfs.pAppData = ptr::from_ref(state).cast_mut().cast();
             vfs.xOpen = Some(open);
             vfs.xDelete = Some(delete);
+            vfs.xAccess = Some(access);
             ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0)
         };
         assert_eq!(code, ffi::SQLITE_OK);
@@ -237,9 +334,32 @@ impl Faults {
         *lock(&self.state.on_lock) = Some(Arc::new(told));
     }
 
+    /// After so many more calls the next one fails, whatever it is, with what `code` says of it.
+    pub(crate) fn fail_after(&self, spared: usize, lasts: Lasts, code: fn(Call) -> c_int) {
+        let spared = lock(&self.state.calls).len() + spared;
+        *lock(&self.state.outage) = Some(Outage { spared, lasts, code, hit: None });
+    }
+
+    /// The checkpointer's next call waits until this is called with `false`, or a call has met what
+    /// [`fail_after`](Self::fail_after) asked for.
+    pub(crate) fn hold_checkpointer(&self, hold: bool) {
+        self.state.hold_checkpointer(hold);
+    }
+
+    /// From now on a write that fails has written its first half.
+    pub(crate) fn tear_writes(&self) {
+        self.state.tears_writes.store(true, Ordering::Relaxed);
+    }
+
     /// Nothing fails any more.
     pub(crate) fn heal(&self) {
         lock(&self.state.faults).clear();
+        lock(&self.state.outage).iter_mut().for_each(Outage::end);
+    }
+
+    /// The call that [`fail_after`](Self::fail_after) has met.
+    pub(crate) fn hit(&self) -> Option<Hit> {
+        lock(&self.state.outage).as_ref()?.hit
     }
 
     /// Every call since the last [`forget`](Self::forget), in order.
@@ -251,14 +371,24 @@ impl Faults {
         lock(&self.state.calls).clear();
     }
 
+    /// How many calls there were.
+    pub(crate) fn called(&self) -> usize {
+        lock(&self.state.calls).len()
+    }
+
     /// How many calls of this kind there were.
     pub(crate) fn count(&self, op: Op, of: Of) -> usize {
         self.calls().iter().filter(|call| (call.op, call.of) == (op, of)).count()
     }
 
+    /// Whether a call has met what [`fail_after`](Self::fail_after) asked for.
+    pub(crate) fn is_hit(&self) -> bool {
+        self.hit().is_some()
+    }
+
     /// How many calls have failed.
     pub(crate) fn failed(&self) -> usize {
-        self.calls().iter().filter(|call| call.failed).count()
+        lock(&self.state.calls).iter().filter(|call| call.failed).count()
     }
 
     /// What was called after the first call that failed.
@@ -426,6 +556,24 @@ unsafe extern "C" fn delete(vfs: *mut ffi::sqlite3_vfs, name: *const c_char, syn
     }
 }
 
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    what: c_int,
+    out: *mut c_int,
+) -> c_int {
+    // SAFETY: `pAppData` is the state that was registered with this VFS; the rest is passed on as it came.
+    unsafe {
+        let state = (*vfs).pAppData.cast::<State>().cast_const();
+        let of = if path_of(name).to_string_lossy().ends_with("-wal") { Of::Wal } else { Of::Other };
+        if let Some(code) = (*state).fault(Op::Access, of) {
+            return code;
+        }
+        let default = ffi::sqlite3_vfs_find(ptr::null());
+        (*default).xAccess.unwrap()(default, name, what, out)
+    }
+}
+
 /// The path that SQLite passes.
 unsafe fn path_of<'n>(name: *const c_char) -> &'n Path {
     // SAFETY: the caller passes what SQLite has passed: a C string that lives as long as the call.
@@ -458,21 +606,46 @@ macro_rules! calls {
 
 calls! {
     close: xClose() -> c_int;
-    read: xRead [Op::Read] (to: *mut c_void, n: c_int, offset: i64) -> c_int;
+    forward_read: xRead (to: *mut c_void, n: c_int, offset: i64) -> c_int;
     forward_write: xWrite (from: *const c_void, n: c_int, offset: i64) -> c_int;
     forward_truncate: xTruncate (bytes: i64) -> c_int;
     forward_sync: xSync (flags: c_int) -> c_int;
-    file_size: xFileSize(bytes: *mut i64) -> c_int;
-    file_lock: xLock(level: c_int) -> c_int;
+    file_size: xFileSize [Op::Size] (bytes: *mut i64) -> c_int;
+    file_lock: xLock [Op::FileLock] (level: c_int) -> c_int;
     file_unlock: xUnlock(level: c_int) -> c_int;
     check_reserved_lock: xCheckReservedLock(out: *mut c_int) -> c_int;
     file_control: xFileControl(op: c_int, arg: *mut c_void) -> c_int;
     sector_size: xSectorSize() -> c_int;
     device_characteristics: xDeviceCharacteristics() -> c_int;
-    shm_map: xShmMap(page: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void) -> c_int;
+    shm_map: xShmMap [Op::Map] (page: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void) -> c_int;
     shm_barrier: xShmBarrier();
     shm_unmap: xShmUnmap(delete: c_int) -> c_int;
     forward_shm_lock: xShmLock(offset: c_int, n: c_int, flags: c_int) -> c_int;
+}
+
+unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, to: *mut c_void, n: c_int, offset: i64) -> c_int {
+    // SAFETY: as above; `to` has room for `n` bytes.
+    unsafe {
+        let File { state, of, .. } = &*file.cast::<File>();
+        match (**state).fault(Op::Read, *of) {
+            None => forward_read(file, to, n, offset),
+            Some(ffi::SQLITE_IOERR_SHORT_READ) => {
+                forward_read(file, to, n, offset);
+                let bytes = std::slice::from_raw_parts_mut(to.cast::<u8>(), n as usize);
+                // Zeros in the place of any other page SQLite takes for what is there, and writes on.
+                let is_missed = *of == Of::Database && offset > 0 && !is_of_a_tree(bytes);
+                bytes.fill(0);
+                if is_missed { ffi::SQLITE_IOERR_CORRUPTFS } else { ffi::SQLITE_IOERR_SHORT_READ }
+            }
+            Some(code) => code,
+        }
+    }
+}
+
+/// Whether a page belongs to a table or an index (<https://www.sqlite.org/fileformat2.html#b_tree_pages>), and not
+/// to a large value or to the free pages.
+fn is_of_a_tree(page: &[u8]) -> bool {
+    page.len() >= 512 && matches!(page[0], 2 | 5 | 10 | 13)
 }
 
 unsafe extern "C" fn write(
@@ -484,14 +657,22 @@ unsafe extern "C" fn write(
     // SAFETY: as above; `from` points to `n` bytes.
     unsafe {
         let File { state, of, .. } = &*file.cast::<File>();
-        if let Some(code) = (**state).fault(Op::Write, *of) {
-            return code;
-        }
-        let change = || {
-            let bytes = std::slice::from_raw_parts(from.cast::<u8>(), n as usize);
-            Change::Write { offset: offset as usize, bytes: bytes.into() }
+        let write = |n: c_int| {
+            let change = || {
+                let bytes = std::slice::from_raw_parts(from.cast::<u8>(), n as usize);
+                Change::Write { offset: offset as usize, bytes: bytes.into() }
+            };
+            (**state).change(*of, || forward_write(file, from, n, offset), change)
         };
-        (**state).change(*of, || forward_write(file, from, n, offset), change)
+        match (**state).fault(Op::Write, *of) {
+            None => write(n),
+            Some(code) => {
+                if (**state).tears_writes.load(Ordering::Relaxed) && n > 1 {
+                    write(n / 2);
+                }
+                code
+            }
+        }
     }
 }
 

@@ -58,6 +58,14 @@ impl Tally {
         }
     }
 
+    /// Leaves of what is wrong this alone.
+    pub(crate) fn only(mut self, how: Wrong) -> Self {
+        let count = self.count(how);
+        self.wrong = [0; 5];
+        self.wrong[how as usize] = count;
+        self
+    }
+
     /// Counts a check, and what it has found.
     pub(crate) fn check(&mut self, holds: bool, how: Wrong, example: impl FnOnce() -> String) {
         self.checks += 1;
@@ -137,8 +145,13 @@ impl Proof {
 
     /// Runs one seed after the other until there are as many cases as wanted; on each core at the same time.
     pub(crate) fn run(&mut self, run: impl Fn(u64) -> Tally + Sync) {
+        self.run_at_most(u64::MAX, run);
+    }
+
+    /// As [`run`](Self::run), with at most `runs` seeds: not every one need give a case.
+    pub(crate) fn run_at_most(&mut self, runs: u64, run: impl Fn(u64) -> Tally + Sync) {
         let wanted = self.wanted;
-        let tally = run_seeds(self.seed, |tally| tally.is_enough(wanted), run);
+        let tally = run_seeds(self.seed, runs, |tally| tally.is_enough(wanted), run);
         self.tally.merge(tally);
     }
 
@@ -157,13 +170,7 @@ impl Proof {
         if self.is_replay() {
             return;
         }
-        let begun = AtomicU64::new(0);
-        let counted = |seed| {
-            begun.fetch_add(1, Ordering::Relaxed);
-            run(seed)
-        };
-        let done = |tally: &Tally| tally.wrongs() > 0 || begun.load(Ordering::Relaxed) >= runs;
-        let tally = run_seeds(self.seed, done, counted);
+        let tally = run_seeds(self.seed, runs, |tally| tally.wrongs() > 0, run);
         self.canary_tally(name, &tally);
     }
 
@@ -223,12 +230,21 @@ fn print_line(line: &str) {
     let _unread = writeln!(std::io::stderr(), "{line}").is_err();
 }
 
-fn run_seeds(first: u64, done: impl Fn(&Tally) -> bool + Sync, run: impl Fn(u64) -> Tally + Sync) -> Tally {
-    let next = AtomicU64::new(first);
+fn run_seeds(
+    first: u64,
+    runs: u64,
+    done: impl Fn(&Tally) -> bool + Sync,
+    run: impl Fn(u64) -> Tally + Sync,
+) -> Tally {
+    let next = AtomicU64::new(0);
     let sum = Mutex::new(Tally::default());
     let work = || {
         while !done(&sum.lock().unwrap_or_else(PoisonError::into_inner)) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let begun = next.fetch_add(1, Ordering::Relaxed);
+            if begun >= runs {
+                break;
+            }
+            let seed = first + begun;
             let tally = naming(seed, || run(seed));
             sum.lock().unwrap_or_else(PoisonError::into_inner).merge(tally);
         }

@@ -3,7 +3,7 @@
 //! A command writes some rows into `part`, and triggers write as many into `mirror` and count them in `total`: so a
 //! command that is there in part shows in many ways.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -102,11 +102,19 @@ pub(crate) enum End {
 }
 
 /// Compares a file that nobody has open, and that was left when `recorded` changes were recorded, with the answers.
-pub(crate) fn examine(path: &Path, answers: &[Answered], recorded: usize, end: End, tally: &mut Tally) {
+/// Returns the commands that are there.
+pub(crate) fn examine(
+    path: &Path,
+    answers: &[Answered],
+    recorded: usize,
+    end: End,
+    tally: &mut Tally,
+) -> HashSet<i64> {
     tally.cases += 1;
-    if let Err(error) = try_examine(path, answers, recorded, end, tally) {
+    try_examine(path, answers, recorded, end, tally).unwrap_or_else(|error| {
         tally.wrong(Wrong::Corrupt, || format!("{error}, after {recorded} changes"));
-    }
+        HashSet::new()
+    })
 }
 
 fn try_examine(
@@ -115,7 +123,7 @@ fn try_examine(
     recorded: usize,
     end: End,
     tally: &mut Tally,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<HashSet<i64>> {
     let connection = Connection::open(path)?;
     // The image is thrown away: no shared memory, no last checkpoint.
     connection.execute_batch("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = OFF")?;
@@ -129,7 +137,7 @@ fn try_examine(
             let is_acked = matches!(told, Told::Acked(Durability::Full)) && *at <= recorded;
             tally.check(!is_acked, Wrong::Lost, || format!("every table, after {recorded} changes"));
         }
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let found = found(&connection)?;
     for (command, found) in &found {
@@ -166,7 +174,8 @@ fn try_examine(
             Told::Unknown => tally.checks += 1,
         }
     }
-    check_import(&connection, &found, tally)
+    check_import(&connection, &found, tally)?;
+    Ok(found.into_keys().collect())
 }
 
 /// What is there of a command.

@@ -13,6 +13,7 @@ mod compound_faults;
 mod damaged_files;
 mod disk_full;
 mod histories;
+mod io_faults;
 mod kills;
 mod ledger;
 mod load;

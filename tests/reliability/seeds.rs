@@ -1,6 +1,6 @@
 //! T22: the seeds that have found something, run again.
 
-use super::{compound_faults, power_loss};
+use super::{compound_faults, io_faults, power_loss};
 use crate::common::proof::{Proof, Tally};
 
 const SEEDS: &str = include_str!("seeds.txt");
@@ -8,6 +8,7 @@ const SEEDS: &str = include_str!("seeds.txt");
 fn replay(name: &str, seed: u64) -> Tally {
     match name {
         "compound_faults" => compound_faults::replay(seed),
+        "io_faults" => io_faults::live(seed, None),
         _ => power_loss::replay(name, seed).unwrap_or_else(|| panic!("{name}: there is no such test")),
     }
 }

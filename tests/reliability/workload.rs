@@ -11,15 +11,15 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use solewriter::{
-    Batch, Command, Config, Database, Drain, Durability, OpenError, Sabotage, ShutdownReport, Work, Write,
-    WriteError, WriteTransaction,
+    Batch, Command, Config, Database, Drain, Durability, ImportError, ImportReport, OpenError, Sabotage,
+    ShutdownReport, Work, Write, WriteError, WriteTransaction,
 };
 use tempfile::TempDir;
 
 use super::ledger::{IMPORT, INSERT, Ledger, PER_TASK, SCHEMA, Told, entry_fails, parts, payload};
 use crate::common::faults::Faults;
 use crate::common::proof::Tally;
-use crate::common::{HANG, config_with, plain};
+use crate::common::{HANG, Kind, config_with, plain};
 
 /// Where the answers are noted, and how much of what was done to the files is recorded by then.
 #[derive(Clone, Copy)]
@@ -61,8 +61,12 @@ pub(crate) fn directory() -> TempDir {
 
 /// Makes a database with the tables of the ledger.
 pub(crate) fn create(path: &Path, rng: &mut Rng) {
+    create_with(path, [512, 1024, 4096][rng.usize(0..3)]);
+}
+
+/// The same with pages of this size.
+pub(crate) fn create_with(path: &Path, page_bytes: u32) {
     let connection = plain(path);
-    let page_bytes = [512, 1024, 4096][rng.usize(0..3)];
     let pragmas = format!("PRAGMA page_size = {page_bytes}; PRAGMA journal_mode = WAL;");
     connection.execute_batch(&format!("{pragmas}{SCHEMA}")).unwrap();
     connection.close().unwrap();
@@ -107,10 +111,29 @@ fn add_parts(tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i6
     Ok(parts(command))
 }
 
+/// The same, each part in a savepoint, and one more that is undone.
+fn add_nested(tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
+    for part in 0..parts(command) {
+        tx.savepoint(|tx| tx.execute(INSERT, (command, part, payload(command, part))))?;
+    }
+    let undone = tx.savepoint(|tx| {
+        tx.execute(INSERT, (command, 50, payload(command, 50)))?;
+        Err(rusqlite::Error::QueryReturnedNoRows)
+    });
+    match undone {
+        Err(rusqlite::Error::QueryReturnedNoRows) => Ok(parts(command)),
+        other => other,
+    }
+}
+
 /// What a command does besides its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
+pub(crate) enum Manner {
     Good,
+    /// It writes them in savepoints.
+    Nests,
+    /// It writes more than a small cache holds.
+    Spills,
     /// It moves pages about: rows that nobody looks at grow, shrink, come and go.
     Churns,
     FailsAtTheEnd,
@@ -131,11 +154,24 @@ impl Manner {
         }
     }
 
+    /// Whether only something outside of the command can make it fail.
+    pub(crate) fn is_good(self) -> bool {
+        matches!(self, Self::Good | Self::Nests | Self::Spills | Self::Churns)
+    }
+
     fn run(self, tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
-        let added = add_parts(tx, command)?;
+        let added = if self == Self::Nests { add_nested(tx, command)? } else { add_parts(tx, command)? };
         let payload = payload(command, 0);
         match self {
-            Self::Good => {}
+            Self::Good | Self::Nests => {}
+            Self::Spills => {
+                tx.execute(
+                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 30)
+                     INSERT INTO filler (payload) SELECT zeroblob(800) FROM n",
+                    (),
+                )?;
+                tx.execute("UPDATE filler SET payload = ?1 WHERE id % 2 = 0", [&payload])?;
+            }
             Self::Churns => {
                 tx.execute("DELETE FROM filler WHERE id % 3 = ?1", [command % 3])?;
                 tx.execute("INSERT INTO filler (payload) VALUES (?1), (?1), (?1)", [&payload])?;
@@ -190,7 +226,8 @@ impl Workload {
                 let durability =
                     if rng.u32(0..100) < self.normal { Durability::Normal } else { Durability::Full };
                 let manner = Manner::random(&mut rng, self.hostile);
-                answers.push(submit(db, command, manner, durability, &mut rng, notes).await);
+                let order = Order::random(command, manner, durability, &mut rng);
+                answers.push(order.submit(db, notes).await);
             }
             command += burst;
             join_all(answers).await;
@@ -198,54 +235,86 @@ impl Workload {
     }
 
     async fn import(&self, db: &Database, notes: Notes<'_>) {
-        let apply = |tx: &mut WriteTransaction<'_>, entry: &i64| {
-            let added = add_parts(tx, *entry)?;
-            if entry_fails(*entry) {
-                tx.execute(INSERT, (0, 0, 1))?;
-            }
-            Ok::<_, rusqlite::Error>(added)
-        };
-        let entries = stream::iter(IMPORT..IMPORT + self.entries);
-        let import = db.import("catalog", entries).id("catalog").batch(Batch::Fixed(5));
-        let run = import.run_observed(apply, |index, outcome| {
-            let told = if outcome.is_ok() { Told::Acked(Durability::Full) } else { Told::NotApplied };
-            notes.ledger.note(IMPORT + index as i64, told, (notes.recorded)());
-        });
         // It ends early where the service does; what it did until then is what counts.
-        drop(run.await);
+        drop(import(db, self.entries, 5, notes).await);
     }
 }
 
-/// Sends a command; the future is its answer, noted.
-async fn submit<'a>(
+/// Imports entries, some of which are bad.
+pub(crate) async fn import(
     db: &Database,
-    command: i64,
-    manner: Manner,
-    durability: Durability,
-    rng: &mut Rng,
-    notes: Notes<'a>,
-) -> impl Future<Output = ()> + use<'a> {
-    let run = move |tx: &mut WriteTransaction<'_>| manner.run(tx, command);
-    let submitted = match (rng.u8(0..4), manner) {
-        (0, Manner::Good) if parts(command) == 1 => {
-            accept(db.execute(INSERT, (command, 0, payload(command, 0))), durability).await
+    entries: i64,
+    lost_batches_max: u32,
+    notes: Notes<'_>,
+) -> Result<ImportReport<rusqlite::Error>, ImportError<rusqlite::Error>> {
+    let apply = |tx: &mut WriteTransaction<'_>, entry: &i64| {
+        let added = add_parts(tx, *entry)?;
+        if entry_fails(*entry) {
+            tx.execute(INSERT, (0, 0, 1))?;
         }
-        (1, Manner::Good) => accept(db.send(AddParts { command }), durability).await,
-        (2, _) => accept(db.write("parts.once", run), durability).await,
-        _ => accept(db.write_rerunnable(format!("parts.{manner:?}"), run), durability).await,
+        Ok::<_, rusqlite::Error>(added)
     };
-    async move {
-        let answer = match submitted {
-            Ok(answer) => answer.await,
-            Err(refused) => Err(refused),
+    let import = db.import("catalog", stream::iter(IMPORT..IMPORT + entries));
+    let import = import.id("catalog").batch(Batch::Fixed(5)).lost_batches_max(lost_batches_max);
+    let run = import.run_observed(apply, |index, outcome| {
+        let told = if outcome.is_ok() { Told::Acked(Durability::Full) } else { Told::NotApplied };
+        notes.ledger.note(IMPORT + index as i64, told, (notes.recorded)());
+    });
+    run.await
+}
+
+/// A command to send.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) command: i64,
+    pub(crate) kind: Kind,
+    pub(crate) manner: Manner,
+    pub(crate) durability: Durability,
+}
+
+impl Order {
+    fn random(command: i64, manner: Manner, durability: Durability, rng: &mut Rng) -> Self {
+        let kind = match (rng.u8(0..4), manner) {
+            (0, Manner::Good) if parts(command) == 1 => Kind::Statement,
+            (1, Manner::Good) => Kind::Typed,
+            (2, _) => Kind::Once,
+            _ => Kind::Rerunnable,
         };
-        notes.ledger.answered(command, durability, &answer, (notes.recorded)());
+        Self { command, kind, manner, durability }
+    }
+
+    /// Sends it; the future is its answer, noted.
+    pub(crate) async fn submit<'a>(
+        self,
+        db: &Database,
+        notes: Notes<'a>,
+    ) -> impl Future<Output = Result<(), WriteError>> + use<'a> {
+        let Self { command, kind, manner, durability } = self;
+        let run = move |tx: &mut WriteTransaction<'_>| manner.run(tx, command);
+        let submitted = match kind {
+            Kind::Statement => {
+                accept(db.execute(INSERT, (command, 0, payload(command, 0))), durability).await
+            }
+            Kind::Typed => accept(db.send(AddParts { command }), durability).await,
+            Kind::Once => accept(db.write("parts.once", run), durability).await,
+            Kind::Rerunnable => {
+                accept(db.write_rerunnable(format!("parts.{manner:?}"), run), durability).await
+            }
+        };
+        async move {
+            let answer = match submitted {
+                Ok(answer) => answer.await,
+                Err(refused) => Err(refused),
+            };
+            notes.ledger.answered(command, durability, &answer, (notes.recorded)());
+            answer
+        }
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<(), WriteError>>>>;
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<(), WriteError>>>>;
 
-async fn accept<W>(write: Write<'_, W>, durability: Durability) -> Result<Answer, WriteError>
+pub(crate) async fn accept<W>(write: Write<'_, W>, durability: Durability) -> Result<Answer, WriteError>
 where
     W: Work<Error = rusqlite::Error>,
 {
