@@ -241,8 +241,11 @@ fn a_process_below_a_limit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("test.db");
     let db = open(&mut rng, &path, None);
-    // SAFETY: no handler runs for an ignored signal.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // SAFETY: no handler runs for an ignored signal, nor for the one that ends a process that hangs.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        libc::alarm(4 * HANG.as_secs() as u32);
+    }
     limit_file_size(rng.u64(3..40) << 15);
     let traffic = Traffic::start(&db, seed, load(&mut rng));
     let failures = rng.u64(1..60);
