@@ -161,6 +161,7 @@ fn live_on_a_disk(seed: u64, sabotage: Option<Sabotage>) -> Tally {
     let is_orderly = (report.stopped, report.wal_pages_left) == (false, 0);
     tally.check(is_orderly, Wrong::Broken, || format!("{report:?}"));
     told.compare(&disk.path(), &mut tally);
+    told.check_reads(&mut tally);
     told.count(&mut tally);
     tally.add("disks", 1);
     tally
@@ -202,6 +203,7 @@ fn live_below_a_page_limit(seed: u64) -> Tally {
     let report = db.blocking().shutdown(Drain::within(HANG)).unwrap();
     tally.check(!report.stopped, Wrong::Broken, || format!("{report:?}"));
     told.compare(&path, &mut tally);
+    told.check_reads(&mut tally);
     told.count(&mut tally);
     tally.add("page_limits", 1);
     tally
@@ -259,6 +261,7 @@ fn a_process_below_a_limit() {
     let told = traffic.end();
     db.blocking().shutdown(Drain::within(HANG)).unwrap();
     told.compare(&path, &mut tally);
+    told.check_reads(&mut tally);
     assert_eq!(tally.wrongs(), 0, "{tally:#?}");
     told.count(&mut tally);
     let numbers = COUNTS.map(|what| tally.counted(what).to_string());
