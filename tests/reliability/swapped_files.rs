@@ -36,7 +36,7 @@ fn a_process_of_its_own() {
 }
 
 #[test]
-#[ignore = "fails about once in 800 swaps, and it is not known why: docs/reliability.md, Not explained yet"]
+#[ignore = "fails about once in 800 swaps: docs/reliability.md, Known and not fixed yet"]
 fn whatever_is_swapped_and_whenever_nothing_is_acknowledged_into_the_void() {
     let mut proof = Proof::new("swapped_files", 400, 20_000);
     proof.run(|seed| live(seed, None));
