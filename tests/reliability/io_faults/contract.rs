@@ -116,10 +116,8 @@ impl Seen<'_> {
         }
         let reads = self.reads.unwrap_or(true);
         tally.check(reads, Wrong::Broken, || self.example("reads do not go on"));
-        let only_space_is_missing = self.hit.op == Op::Write
-            && (self.hit.of, self.hit.by) == (Of::Wal, By::Writer)
-            && self.code == ffi::SQLITE_FULL
-            && self.lasts != Lasts::ForAll;
+        let only_space_is_missing =
+            self.hit.op == Op::Write && self.code == ffi::SQLITE_FULL && self.lasts != Lasts::ForAll;
         if only_space_is_missing {
             let passes = !self.stopped && !commands.iter().any(Answered::is_unknown);
             tally.check(passes, Wrong::Broken, || self.example("a full disk is not waited for"));
