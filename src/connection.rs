@@ -10,8 +10,9 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, Row, ffi};
 
 use crate::config::{Checkpoints, Config, Durability};
-use crate::error::OpenErrorReason;
+use crate::error::{Cause, OpenErrorReason};
 use crate::failure::Failure;
+use crate::identity::Replaced;
 use crate::on_connect::{ConnectionRole, OnConnect};
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
@@ -132,15 +133,25 @@ fn percent_encoded(path: &Path) -> String {
     encoded
 }
 
-/// Opens a connection for its role.
+/// Opens a connection for its role, by name. `is_ours` looks whether that is still the name of the database that the
+/// service has.
 ///
-/// Where that fails once the file is open, its close may be the last one, and leaves the WAL alone: who reads on
-/// without a writer would miss it, and what is in doubt must not reach the database file.
-pub(crate) fn open(location: &Location, role: Role, config: &Config) -> Result<Connection, OpenErrorReason> {
+/// It is asked once the file is open and before anything is read of it: to SQLite another file is another database, for
+/// which it would take our -shm file as left behind, and begin it anew while our own connections use it.
+pub(crate) fn open(
+    location: &Location,
+    role: Role,
+    config: &Config,
+    is_ours: &dyn Fn() -> Result<(), Cause>,
+) -> Result<Connection, OpenErrorReason> {
     let connection = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
     }?;
+    is_ours().map_err(OpenErrorReason::Sqlite)?;
+    if sqlite_ffi::has_moved(&connection) {
+        return Err(OpenErrorReason::Sqlite(Replaced::DATABASE.into()));
+    }
     match configure(&connection, role, location, config) {
         Ok(()) => Ok(connection),
         Err(reason) => {
@@ -523,7 +534,7 @@ mod tests {
         for trusted_schema in [false, true] {
             let config = Config { trusted_schema, ..Config::default() };
             for role in ROLES {
-                let connection = open(&location, role, &config).unwrap();
+                let connection = open(&location, role, &config, &|| Ok(())).unwrap();
                 let switch = |switch| connection.db_config(switch).unwrap();
                 assert!(switch(DbConfig::SQLITE_DBCONFIG_DEFENSIVE), "{role:?}");
                 assert_eq!(switch(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA), trusted_schema, "{role:?}");
@@ -559,7 +570,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (location, config) = (location(&directory), Config::default());
         for role in ROLES {
-            let connection = open(&location, role, &config).unwrap();
+            let connection = open(&location, role, &config, &|| Ok(())).unwrap();
             let patience = if role == Role::Writer { Duration::ZERO } else { config.busy_timeout };
             assert_eq!(busy_timeout(&connection).unwrap(), patience, "{role:?}");
             if role == Role::Reader {
@@ -576,8 +587,8 @@ mod tests {
     fn a_writer_that_meets_a_lock_is_told_at_once() {
         let directory = tempfile::tempdir().unwrap();
         let (location, config) = (location(&directory), Config::default());
-        let writer = open(&location, Role::Writer, &config).unwrap();
-        let other = open(&location, Role::Writer, &config).unwrap();
+        let writer = open(&location, Role::Writer, &config, &|| Ok(())).unwrap();
+        let other = open(&location, Role::Writer, &config, &|| Ok(())).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         let began = std::time::Instant::now();
         let refused = writer.execute_batch("BEGIN IMMEDIATE").unwrap_err();
@@ -591,9 +602,9 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let location = location(&directory);
             let config = Config { checkpoints, ..Config::default() };
-            let writer = open(&location, Role::Writer, &config).unwrap();
-            let others =
-                [Role::Checkpointer, Role::Reader].map(|role| open(&location, role, &config).unwrap());
+            let writer = open(&location, Role::Writer, &config, &|| Ok(())).unwrap();
+            let others = [Role::Checkpointer, Role::Reader]
+                .map(|role| open(&location, role, &config, &|| Ok(())).unwrap());
             writer.execute_batch("CREATE TABLE t (x)").unwrap();
             close(writer);
             // The last close is that of a connection which could checkpoint.

@@ -16,6 +16,7 @@ use crate::connection::{self, CheckpointMode};
 use crate::error::{Cause, NotStarted};
 use crate::failure::Failure;
 use crate::holder::Phase;
+use crate::identity::FileIdentities;
 use crate::message::Fate;
 use crate::queue::Queue;
 use crate::rules;
@@ -162,12 +163,13 @@ pub(crate) struct Housekeeper {
 impl Housekeeper {
     pub(crate) fn start(
         connection: Connection,
+        files: Arc<FileIdentities>,
         line: Arc<Housekeeping>,
         board: Arc<Board>,
         queue: Arc<Queue>,
         config: Config,
     ) -> std::io::Result<Self> {
-        let house = House { connection, line: line.clone(), board, queue, config };
+        let house = House { connection, files, line: line.clone(), board, queue, config };
         let name = format!("{}-checkpoint", house.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || house.keep())?;
         Ok(Self { line, thread })
@@ -184,6 +186,7 @@ impl Housekeeper {
 
 struct House {
     connection: Connection,
+    files: Arc<FileIdentities>,
     line: Arc<Housekeeping>,
     board: Arc<Board>,
     queue: Arc<Queue>,
@@ -271,6 +274,12 @@ impl House {
     /// Copies what it can and syncs the file; false if that is not done.
     fn checkpoint(&self) -> bool {
         if self.board.stopped().is_some() || self.line.failure().is_some() {
+            return false;
+        }
+        if let Err(replaced) = self.files.check() {
+            // What is copied into a database that somebody else uses by now, without this WAL, corrupts it.
+            self.board.stop(replaced.into());
+            self.queue.ring();
             return false;
         }
         let passive = CheckpointMode::Passive;

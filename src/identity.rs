@@ -91,6 +91,11 @@ impl fmt::Display for Replaced {
     }
 }
 
+impl Replaced {
+    /// The file that was opened under the name of the database is another by now, or was.
+    pub(crate) const DATABASE: Self = Self { file: DatabaseFile::Database, found: Found::AnotherFile };
+}
+
 /// As the error that SQLite has for this, and raises only without a WAL.
 impl From<Replaced> for Cause {
     fn from(replaced: Replaced) -> Self {

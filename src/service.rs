@@ -331,12 +331,12 @@ impl<H> WriterThread<H> {
         housekeeping: &Arc<Housekeeping>,
         files: &FileIdentities,
     ) -> Result<(WriteConnection, Housekeeper), OpenErrorReason> {
-        let is_ours = || files.check_database().map_err(|replaced| OpenErrorReason::Sqlite(replaced.into()));
-        is_ours()?;
-        let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
-        if let Err(reason) = is_ours() {
+        let is_ours = || files.check_database().map_err(Cause::from);
+        is_ours().map_err(OpenErrorReason::Sqlite)?;
+        let connection = WriteConnection::open(&self.location, &self.config, &self.board, &is_ours)?;
+        if let Err(cause) = is_ours() {
             connection.close_as_it_is();
-            return Err(reason);
+            return Err(OpenErrorReason::Sqlite(cause));
         }
         // Another process that has the file open has kept the old wal-index, where this is not zero. And a
         // checkpoint that fails again, now from the start, will not do better a third time.
@@ -347,7 +347,7 @@ impl<H> WriterThread<H> {
         };
         let housekeeper = checkpointed.and_then(|()| {
             housekeeping.recovered();
-            self.start_housekeeper(housekeeping)
+            self.start_housekeeper(housekeeping, connection.files())
         });
         match housekeeper {
             Ok(housekeeper) => Ok((connection, housekeeper)),
@@ -364,10 +364,10 @@ impl<H> WriterThread<H> {
         housekeeping: &Arc<Housekeeping>,
     ) -> Result<(WriteConnection, Housekeeper, Arc<ReaderPool>), OpenErrorReason> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
-        let connection = WriteConnection::open(&self.location, &self.config, &self.board)?;
+        let connection = WriteConnection::open(&self.location, &self.config, &self.board, &|| Ok(()))?;
         connection.recall_imports(&self.imports);
         let opened = ReaderPool::open(self.location.clone(), self.config.clone())
-            .and_then(|readers| Ok((self.start_housekeeper(housekeeping)?, readers)));
+            .and_then(|readers| Ok((self.start_housekeeper(housekeeping, connection.files())?, readers)));
         match opened {
             Ok((housekeeper, readers)) => Ok((connection, housekeeper, readers)),
             Err(reason) => {
@@ -377,10 +377,16 @@ impl<H> WriterThread<H> {
         }
     }
 
-    fn start_housekeeper(&self, housekeeping: &Arc<Housekeeping>) -> Result<Housekeeper, OpenErrorReason> {
-        let connection = connection::open(&self.location, Role::Checkpointer, &self.config)?;
+    fn start_housekeeper(
+        &self,
+        housekeeping: &Arc<Housekeeping>,
+        files: Arc<FileIdentities>,
+    ) -> Result<Housekeeper, OpenErrorReason> {
+        let is_ours = || files.check().map_err(Cause::from);
+        let connection = connection::open(&self.location, Role::Checkpointer, &self.config, &is_ours)?;
         let (line, board, queue) = (housekeeping.clone(), self.board.clone(), self.queue.clone());
-        Housekeeper::start(connection, line, board, queue, self.config.clone()).map_err(OpenErrorReason::Io)
+        Housekeeper::start(connection, files, line, board, queue, self.config.clone())
+            .map_err(OpenErrorReason::Io)
     }
 }
 

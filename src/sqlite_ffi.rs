@@ -124,6 +124,19 @@ pub(crate) fn finalize_leaked_statements(connection: &mut Connection) {
     }
 }
 
+/// Whether the database file that a connection has open is not the one that has its name; false where the VFS can't
+/// tell. Opens and reads nothing.
+pub(crate) fn has_moved(connection: &Connection) -> bool {
+    let mut moved: c_int = 0;
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
+    // `SQLITE_FCNTL_HAS_MOVED` stores an integer into the pointer it is given.
+    let code = unsafe {
+        let out = ptr::from_mut(&mut moved).cast();
+        ffi::sqlite3_file_control(connection.handle(), c"main".as_ptr(), ffi::SQLITE_FCNTL_HAS_MOVED, out)
+    };
+    code == ffi::SQLITE_OK && moved != 0
+}
+
 /// Syncs the database file, which a checkpoint beside a busy writer does not do by itself.
 ///
 /// A failure must be taken as that of a checkpoint: the system may have dropped what it could not write

@@ -26,6 +26,7 @@ writer_simulation    --lib writer::tests::
 load                 --test reliability load::under_load
 flood                --test reliability load::in_a_flood
 long_reader          --test reliability long_reader::
+swapped_files        --test reliability swapped_files::
 foreign_duel         --test foreign_writers duel
 damaged_files        --test reliability damaged_files::
 seeds                --test reliability seeds::

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::faults::{Fault, Faults, Of, Op};
+use common::faults::{By, Fault, Faults, Of, Op};
 use common::foreign::{self, Foreign};
 use common::{HANG, add, beside, config_with, count, insert, plain, soon};
 use rusqlite::ffi;
@@ -441,6 +441,51 @@ async fn what_was_put_in_the_place_of_ours_is_not_opened_after_a_checkpoint_that
     assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_READONLY_DBMOVED));
     assert!(soon(db.shutdown(Drain::within(HANG))).await.unwrap().stopped);
     assert!(fs::read(&path).unwrap() == written, "the backup was written to");
+}
+
+// Service                                    Somebody else
+// is about to open another reader, and has
+// looked at the files
+//                                            puts another database in the place of ours
+// opens it, looks again, goes no further
+//
+// For SQLite that would be another database, whose -shm file was left behind by others, and is begun anew: while our
+// connections use it.
+#[tokio::test]
+async fn a_database_that_is_put_there_right_before_it_is_opened_is_not_looked_into() {
+    for opens_by in [By::Other, By::Writer] {
+        let (dir, faults) = (tempfile::tempdir().unwrap(), Faults::register());
+        let db = faults.create(&dir, |config| (config.readers, config.readers_overflow) = (1, 2));
+        let path = db.path().to_owned();
+        insert(&db, 1).await.unwrap();
+        let copy = dir.path().join("copy");
+        assert!(Command::new("cp").args([&path, &copy]).status().unwrap().success());
+        let swap = {
+            let path = path.clone();
+            move || fs::rename(&copy, &path).unwrap()
+        };
+        let held = db.snapshot("held").await.unwrap();
+        faults.forget();
+        faults.inject(Fault::none(Op::Open, Of::Database).by(opens_by).once().then(swap));
+        if opens_by == By::Other {
+            let refused = soon(db.read("new", |_| Ok(()))).await.unwrap_err();
+            assert_eq!(refused.sqlite_extended_code(), Some(ffi::SQLITE_READONLY_DBMOVED));
+        } else {
+            leak_a_statement(&db).await.unwrap_err();
+            let refused = soon(insert(&db, 2)).await.unwrap_err();
+            assert!(is_stopped(&refused), "{refused:?}");
+        }
+        let calls = faults.calls().into_iter().skip_while(|call| call.op != Op::Open).skip(1);
+        // Which comes first whenever a database is read. Its header is, by the open itself.
+        let locks = calls.filter(|call| call.by == opens_by && call.op == Op::Lock);
+        assert_eq!(locks.count(), 0, "{opens_by:?}");
+        let count = |tx: &solewriter::ReadTransaction<'_>| {
+            tx.query_row("SELECT count(*) FROM t", (), |row| row.get::<_, i64>(0))
+        };
+        assert_eq!(soon(held.read(count)).await.unwrap(), 2);
+        drop(held);
+        soon(db.shutdown(Drain::within(HANG))).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -388,7 +388,7 @@ mod tests {
             let location = Location::new(&dir.path().join("test.db"));
             let config = Config { readers: 2, readers_overflow: 1, ..Config::default() };
             std::fs::write(&location.path, "").unwrap();
-            let writer = connection::open(&location, Role::Writer, &config).unwrap();
+            let writer = connection::open(&location, Role::Writer, &config, &|| Ok(())).unwrap();
             writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
             Self { pool: ReaderPool::open(location, config).unwrap(), writer, dir }
         }
@@ -460,7 +460,7 @@ mod tests {
         let wal = dir.path().join("test.db-wal");
         assert!(std::fs::metadata(&wal).unwrap().len() > 0, "no checkpoint has run");
 
-        let writer = connection::open(&pool.location, Role::Writer, &pool.config).unwrap();
+        let writer = connection::open(&pool.location, Role::Writer, &pool.config, &|| Ok(())).unwrap();
         let db = TestPool { pool, writer, dir };
         let mut waiting = pin!(db.pool.check_out());
         assert!(block_on_until(waiting.as_mut(), after(SHORT)).is_none());

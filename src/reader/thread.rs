@@ -10,7 +10,7 @@ use tokio_rusqlite::Connection as ReaderThread;
 
 use super::pool::ReaderPool;
 use crate::config::Config;
-use crate::connection::{self, Location, Role};
+use crate::connection::{self, Role};
 use crate::error::{Cause, OpenErrorReason};
 use crate::transaction::begin_read;
 use crate::user_code::UserCode;
@@ -94,7 +94,7 @@ impl Reader {
         name_thread(&format!("{}-read", config.name));
         // Before, since even a reader may make files beside it; and afterwards, since it is opened by name.
         pool.check_files().map_err(OpenErrorReason::Sqlite)?;
-        let new = open_connection(pool.location(), &config)?;
+        let new = open_connection(pool, &config)?;
         if let Err(cause) = pool.check_files() {
             connection::leave_wal_alone(&new);
             connection::close(new);
@@ -122,8 +122,8 @@ impl Reader {
     }
 }
 
-fn open_connection(location: &Location, config: &Config) -> Result<Connection, OpenErrorReason> {
-    let connection = connection::open(location, Role::Reader, config)?;
+fn open_connection(pool: &ReaderPool, config: &Config) -> Result<Connection, OpenErrorReason> {
+    let connection = connection::open(pool.location(), Role::Reader, config, &|| pool.check_files())?;
     // What is to become of the WAL is for the writer to say.
     connection::leave_wal_alone(&connection);
     Ok(connection)

@@ -92,12 +92,18 @@ pub(crate) struct WriteConnection {
     connection: Connection,
     user_code: UserCode,
     watchdog: Watchdog,
-    files: FileIdentities,
+    files: Arc<FileIdentities>,
 }
 
 impl WriteConnection {
-    pub(crate) fn open(location: &Location, config: &Config, board: &Board) -> Result<Self, OpenErrorReason> {
-        let connection = connection::open(location, Role::Writer, config)?;
+    /// `is_ours` as with [`connection::open`].
+    pub(crate) fn open(
+        location: &Location,
+        config: &Config,
+        board: &Board,
+        is_ours: &dyn Fn() -> Result<(), Cause>,
+    ) -> Result<Self, OpenErrorReason> {
+        let connection = connection::open(location, Role::Writer, config, is_ours)?;
         match Self::guard(&connection, location) {
             Ok((user_code, watchdog, files, page_bytes)) => {
                 board.wal.set_page_bytes(page_bytes);
@@ -114,14 +120,14 @@ impl WriteConnection {
     fn guard(
         connection: &Connection,
         location: &Location,
-    ) -> Result<(UserCode, Watchdog, FileIdentities, u64), OpenErrorReason> {
+    ) -> Result<(UserCode, Watchdog, Arc<FileIdentities>, u64), OpenErrorReason> {
         connection::watch_wal(connection);
         let page_bytes = connection::page_bytes(connection)?;
         let user_code = UserCode::guard(connection)?;
         let watchdog = Watchdog::watch(connection)?;
         connection::read_schema(connection)?;
         connection::require_wal_index(connection)?;
-        let files = FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?;
+        let files = Arc::new(FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?);
         Ok((user_code, watchdog, files, page_bytes))
     }
 
@@ -144,7 +150,7 @@ impl WriteConnection {
 
     /// Closes and leaves the WAL for the next open to recover: frames whose sync may have failed must not reach
     /// the database file. Returns what the files were.
-    pub(crate) fn close_as_it_is(self) -> FileIdentities {
+    pub(crate) fn close_as_it_is(self) -> Arc<FileIdentities> {
         connection::leave_wal_alone(&self.connection);
         connection::close(self.connection);
         self.files
@@ -159,6 +165,10 @@ impl WriteConnection {
     pub(crate) fn wal_pages_copied(&self) -> rusqlite::Result<u64> {
         let backlog = connection::checkpoint(&self.connection, CheckpointMode::Noop, Duration::ZERO)?;
         Ok(backlog.copied_pages)
+    }
+
+    pub(crate) fn files(&self) -> Arc<FileIdentities> {
+        self.files.clone()
     }
 
     /// Whether the files are still those that were opened.
@@ -276,7 +286,7 @@ impl Writer {
             self.board.stop(cause);
             return old;
         }
-        match WriteConnection::open(location, &self.config, &self.board) {
+        match WriteConnection::open(location, &self.config, &self.board, &|| old.check_files()) {
             Ok(new) => {
                 if let Err(cause) = old.check_files() {
                     self.board.stop(cause);

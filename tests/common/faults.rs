@@ -116,6 +116,11 @@ impl Fault {
         Self { op, of, by: None, code, spared: 0, times: u32::MAX, then: None }
     }
 
+    /// No call fails, for something to be [done](Self::then) right before it.
+    pub(crate) fn none(op: Op, of: Of) -> Self {
+        Self::new(op, of, ffi::SQLITE_OK)
+    }
+
     pub(crate) fn by(mut self, by: By) -> Self {
         self.by = Some(by);
         self
@@ -136,7 +141,7 @@ impl Fault {
         self
     }
 
-    /// Does something in the midst of the call that fails.
+    /// Does something in the midst of the call that fails, or else before it.
     pub(crate) fn then(mut self, then: impl Fn() + Send + Sync + 'static) -> Self {
         self.then = Some(Arc::new(then));
         self
@@ -236,7 +241,7 @@ impl State {
                 }
                 fault.times -= 1;
                 then.clone_from(&fault.then);
-                Some(fault.code)
+                Some(fault.code).filter(|code| *code != ffi::SQLITE_OK)
             })
         };
         let code = {

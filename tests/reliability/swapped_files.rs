@@ -36,7 +36,6 @@ fn a_process_of_its_own() {
 }
 
 #[test]
-#[ignore = "fails about once in 800 swaps: docs/reliability.md, Known and not fixed yet"]
 fn whatever_is_swapped_and_whenever_nothing_is_acknowledged_into_the_void() {
     let mut proof = Proof::new("swapped_files", 400, 20_000);
     proof.run(|seed| live(seed, None));
@@ -205,9 +204,17 @@ fn go_on(db: &Database, traffic: &Traffic, rng: &mut Rng, tally: &mut Tally) {
 
 fn swap(seed: u64, rng: &mut Rng, sabotage: Option<Sabotage>) -> Tally {
     let mut tally = Tally::of_one_case();
-    let (place, db) = Place::open(rng, sabotage, |_| ());
-    let place = Arc::new(place);
     let swap = Swap::random(rng);
+    // A checkpoint that is on its way goes on, into a database file that has kept its name, and nobody can tell from
+    // outside when it is done.
+    let keeps_database = matches!(swap, Swap::One("-wal" | "-shm", _));
+    let is_copied = keeps_database && rng.bool();
+    let (place, db) = Place::open(rng, sabotage, |config| {
+        if keeps_database && !is_copied {
+            config.checkpoint_pages = 1_000_000;
+        }
+    });
+    let place = Arc::new(place);
     let moment = [Moment::Outside, Moment::InACommand, Moment::Idle][rng.usize(0..3)];
     let leaks = rng.bool();
     let traffic = Traffic::start(&db, seed, load(rng, leaks));
@@ -247,8 +254,9 @@ fn swap(seed: u64, rng: &mut Rng, sabotage: Option<Sabotage>) -> Tally {
         let late = blocking.execute("INSERT INTO theirs VALUES (3)", ()).wait();
         tally.check(late.is_err(), Wrong::Lost, || format!("{swap:?} {moment:?}: acknowledged afterwards"));
     }
-    close_and_compare(&place, &db, swap, &mut tally);
+    close_and_compare(&place, &db, swap, is_copied, &mut tally);
     told.compare(&place.kept, &mut tally);
+    told.check_reads(&mut tally);
     told.count(&mut tally);
     tally
 }
@@ -283,8 +291,9 @@ fn judge_void(told: &Told, bound: u64, tally: &mut Tally, what: impl Fn() -> Str
     }
 }
 
-/// Closes the service, and looks whether the files of others are as they were.
-fn close_and_compare(place: &Place, db: &Database, swap: Swap, tally: &mut Tally) {
+/// Closes the service, and looks whether the files of others are as they were; not into a database file that may be
+/// in the midst of a checkpoint.
+fn close_and_compare(place: &Place, db: &Database, swap: Swap, is_copied: bool, tally: &mut Tally) {
     if swap.leaves_a_place() {
         // Somebody else goes to work there, and stays.
         let others = plain(&place.path);
@@ -305,7 +314,8 @@ fn close_and_compare(place: &Place, db: &Database, swap: Swap, tally: &mut Tally
     let (before, after) = (contents(&before.path().join("test.db")), contents(&place.path));
     for (file, (before, after)) in FILES.into_iter().zip(before.iter().zip(&after)) {
         // The -shm file holds the locks and marks of readers too.
-        let is_same = if file == "-shm" { before.is_some() == after.is_some() } else { before == after };
+        let is_in_flux = file == "-shm" || (is_copied && file.is_empty());
+        let is_same = if is_in_flux { before.is_some() == after.is_some() } else { before == after };
         tally.check(is_same, Wrong::Broken, || format!("{swap:?}: the close has changed {file:?}"));
     }
 }
@@ -352,6 +362,7 @@ fn swap_and_put_back(seed: u64, rng: &mut Rng, sabotage: Option<Sabotage>) -> Ta
         tally.add("unnoticed", 1);
     }
     told.compare(&place.kept, &mut tally);
+    told.check_reads(&mut tally);
     told.count(&mut tally);
     tally
 }
@@ -416,6 +427,7 @@ fn lose_the_locks(seed: u64, rng: &mut Rng, sabotage: Option<Sabotage>) -> Tally
         tally.check(!report.stopped, Wrong::Broken, || format!("nothing was deleted: {report:?}"));
     }
     told.compare(&place.path, &mut tally);
+    told.check_reads(&mut tally);
     let found = sorted(&plain(&place.path), "SELECT x FROM theirs");
     tally.check(found == theirs, Wrong::Lost, || format!("{found:?} instead of {theirs:?}"));
     tally.add("locks_lost", 1);
