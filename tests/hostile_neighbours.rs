@@ -13,12 +13,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Mutex, mpsc};
 
 use common::proof::{Proof, Tally, Wrong};
-use common::{Kind, config_with, soon};
+use common::{Kind, config_with, in_memory_dir, soon};
 use fastrand::Rng;
 use rusqlite::{Connection, ffi};
 use serde::{Deserialize, Serialize};
@@ -321,12 +320,6 @@ fn judge(rows: &mut Rows, sent: &[Sent], told: &[Told]) -> Result<(), String> {
     Ok(())
 }
 
-/// In memory where that is possible: what a power loss leaves is not the subject here.
-fn directory() -> tempfile::TempDir {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
-}
-
 type Answer = Pin<Box<dyn Future<Output = Result<usize, WriteError>>>>;
 
 async fn submit(db: &Database, Sent { kind, doing }: Sent) -> Answer {
@@ -413,7 +406,7 @@ const GROUPS: usize = 500;
 
 /// Sends groups to a database of their own, until the model finds something wrong.
 async fn live(seed: u64, seen: &Mutex<Seen>, set: impl Fn(Builder) -> Builder) -> Tally {
-    let directory = directory();
+    let directory = in_memory_dir();
     let path = directory.path().join("test.db");
     let db = set(Database::builder(&path).config(config_with(|_| ()))).open().await.unwrap();
     db.write("schema", |tx| tx.execute_batch(SCHEMA)).await.unwrap();

@@ -119,10 +119,11 @@ pub(crate) fn config_with(set: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// A directory that needs no disk, where there is one.
+/// A directory in memory, where that is possible: what becomes of a disk is not the subject, or is made up.
 pub(crate) fn in_memory_dir() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+    let (memory, mut named) = (Path::new("/dev/shm"), tempfile::Builder::new());
+    named.prefix("solewriter-");
+    if memory.is_dir() { named.tempdir_in(memory) } else { named.tempdir() }.unwrap()
 }
 
 pub(crate) fn plain(path: &Path) -> Connection {

@@ -6,9 +6,10 @@ use rusqlite::ffi;
 use solewriter::Sabotage;
 
 use super::ledger::{Answered, End, Ledger, examine};
-use super::workload::{Notes, Workload, close, create, directory, drive, lively, open};
+use super::workload::{Notes, Workload, close, create, drive, lively, open};
 use crate::common::disk::{Disk, Image};
 use crate::common::faults::{Fault, Faults, Of, Op};
+use crate::common::in_memory_dir;
 use crate::common::proof::{Proof, Tally};
 
 /// How often the power goes in one run.
@@ -41,7 +42,7 @@ pub(crate) fn replay(seed: u64) -> Tally {
 
 fn live(seed: u64, misfortune: fn(&mut Rng) -> Fault, sabotage: Option<Sabotage>) -> Tally {
     let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
-    let dir = directory();
+    let dir = in_memory_dir();
     let path = dir.path().join("test.db");
     create(&path, &mut rng);
     let image_path = dir.path().join("image.db");

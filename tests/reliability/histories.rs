@@ -13,18 +13,17 @@ mod operation;
 mod planted;
 
 use std::any::Any;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use fastrand::Rng;
 use rusqlite::Connection;
 use solewriter::{Config, Database, Drain, Durability, Sabotage, Stats};
-use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::common::proof::{Proof, Tally, is_long};
-use crate::common::{HANG, check};
+use crate::common::{HANG, check, in_memory_dir};
 
 use bank::Stored;
 use checker::History;
@@ -71,7 +70,7 @@ struct Round {
 impl Round {
     fn run(seed: u64, operations: u64, sabotage: Option<Sabotage>) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let directory = directory();
+        let directory = in_memory_dir();
         let path = directory.path().join("test.db");
         let config = config(&mut rng);
         create(&path);
@@ -154,12 +153,6 @@ fn create(path: &Path) {
     connection.pragma_update(None, "journal_mode", "wal").unwrap();
     bank::create(&connection).unwrap();
     connection.close().unwrap();
-}
-
-/// In memory where that is possible: what a power loss leaves is not the subject here.
-fn directory() -> TempDir {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
 }
 
 /// Thousands of hostile panics are no news.

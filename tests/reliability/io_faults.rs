@@ -22,9 +22,9 @@ use solewriter::{Database, Durability, OpenErrorReason, Sabotage};
 use crate::common::disk::{Disk, Image};
 use crate::common::faults::{Call, Faults, Hit, Lasts, Op};
 use crate::common::proof::{Proof, Tally, Wrong, is_long};
-use crate::common::{HANG, Kind, config_with, soon};
+use crate::common::{HANG, Kind, config_with, in_memory_dir, soon};
 use crate::ledger::{Answered, End, Ledger, PER_TASK, Told, examine};
-use crate::workload::{Manner, Notes, Order, close, create_with, directory, open};
+use crate::workload::{Manner, Notes, Order, close, create_with, open};
 
 use contract::Seen;
 use script::{Answers, PAGE_BYTES, Rests, Script, read};
@@ -118,7 +118,7 @@ impl Counted {
 
     fn count(workload: u64) -> Self {
         let script = Script::new(workload);
-        let (dir, faults, ledger) = (directory(), Faults::register(), Ledger::default());
+        let (dir, faults, ledger) = (in_memory_dir(), Faults::register(), Ledger::default());
         let path = dir.path().join("test.db");
         create_with(&path, PAGE_BYTES);
         faults.record();
@@ -173,7 +173,7 @@ impl<'c> Life<'c> {
     }
 
     fn live(mut self, target: Call, sabotage: Option<Sabotage>) -> Tally {
-        let dir = directory();
+        let dir = in_memory_dir();
         let path = dir.path().join("test.db");
         create_with(&path, PAGE_BYTES);
         let before = Image::read(&path);

@@ -16,7 +16,7 @@ mod verify;
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -31,8 +31,8 @@ use self::child::Orders;
 use self::plan::{Run, SCHEMA, TASKS};
 use self::points::Point;
 use self::verify::{Answer, Ledger, Told};
-use crate::common::HANG;
 use crate::common::proof::{Proof, Tally, Wrong};
+use crate::common::{HANG, in_memory_dir};
 
 /// Kills at no point of the child's own choice, in the life of a file.
 const RANDOM_KILLS: usize = 11;
@@ -130,7 +130,7 @@ fn live(seed: u64, points: &[Option<Point>], sabotage: Option<Sabotage>, figures
     let mut tally = Tally::default();
     let mut ledger = Ledger::default();
     let mut rng = Rng::with_seed(seed);
-    let dir = directory();
+    let dir = in_memory_dir();
     let path = dir.path().join("test.db");
     create(&path, points.len());
     let mut witness: Option<Witness> = None;
@@ -194,7 +194,7 @@ impl Witness {
 
 /// Edits what a child has left that was killed.
 fn edit(seed: u64) -> Tally {
-    let dir = directory();
+    let dir = in_memory_dir();
     let path = dir.path().join("test.db");
     create(&path, 2);
     let is_plain = |run: &Run| !run.is_hostile && !run.is_failing;
@@ -202,12 +202,6 @@ fn edit(seed: u64) -> Tally {
     let orders = Orders { path: path.clone(), run, sabotage: None };
     let Killed { told, .. } = run_and_kill(&orders, When::Said(2_000, Duration::ZERO));
     edits::edit(&open(&path), &run, &told)
-}
-
-fn directory() -> tempfile::TempDir {
-    let memory = PathBuf::from("/dev/shm");
-    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix("solewriter-kills-").tempdir_in(place).unwrap()
 }
 
 fn create(path: &Path, lives: usize) {

@@ -11,9 +11,10 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use solewriter::{Durability, Sabotage};
 
 use super::ledger::{End, Ledger, SCHEMA, Told, examine};
-use super::workload::{Notes, Workload, close, create, directory, drive, lively, open};
+use super::workload::{Notes, Workload, close, create, drive, lively, open};
 use crate::common::disk::{Disk, Image};
 use crate::common::faults::{By, Fault, Faults, Of, Op};
+use crate::common::in_memory_dir;
 use crate::common::proof::{Proof, Tally};
 
 /// The life of a service, and what it meets.
@@ -52,7 +53,7 @@ impl Life {
     /// Lets the service live once, and looks at what a power loss would leave at some moments of it.
     fn live(&self, seed: u64) -> Tally {
         let (mut rng, mut tally) = (Rng::with_seed(seed), Tally::default());
-        let (dir, faults, ledger) = (directory(), Faults::register(), Ledger::default());
+        let (dir, faults, ledger) = (in_memory_dir(), Faults::register(), Ledger::default());
         let path = dir.path().join("test.db");
         let before = if self.is_new {
             Image::empty()

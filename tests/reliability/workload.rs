@@ -14,7 +14,6 @@ use solewriter::{
     Batch, Command, Config, Database, Drain, Durability, ImportError, ImportReport, OpenError, Sabotage,
     ShutdownReport, Work, Write, WriteError, WriteTransaction,
 };
-use tempfile::TempDir;
 
 use super::ledger::{IMPORT, INSERT, Ledger, PER_TASK, SCHEMA, Told, entry_fails, parts, payload};
 use crate::common::faults::Faults;
@@ -50,13 +49,6 @@ impl Default for Workload {
     fn default() -> Self {
         Self { tasks: 6, commands: 25, entries: 40, normal: 0, hostile: 15, snapshots: true, first_task: 1 }
     }
-}
-
-/// In memory where that is possible: what becomes of a disk is made up here.
-pub(crate) fn directory() -> TempDir {
-    let (memory, mut named) = (Path::new("/dev/shm"), tempfile::Builder::new());
-    named.prefix("solewriter-");
-    if memory.is_dir() { named.tempdir_in(memory) } else { named.tempdir() }.unwrap()
 }
 
 /// Makes a database with the tables of the ledger.
