@@ -27,10 +27,8 @@ pub(super) struct Group {
     pub(super) members: Vec<Member>,
     /// Those still to run again.
     pub(super) rest: VecDeque<Member>,
-    /// Whether somebody waits for the COMMIT.
-    is_interactive: bool,
-    /// Whether a bulk command is in it.
-    has_bulk: bool,
+    /// The most urgent lane of its commands.
+    lane: Lane,
     /// Whether a command in it can't run again, so that nobody may cost the group its transaction.
     has_once: bool,
     /// Whether its only command may run into its deadline, and would take neighbours with it.
@@ -97,8 +95,7 @@ impl Group {
             durability,
             members: Vec::new(),
             rest,
-            is_interactive: false,
-            has_bulk: false,
+            lane: Lane::Maintenance,
             has_once: false,
             is_solo: false,
             spent: None,
@@ -113,7 +110,7 @@ impl Group {
         if self.members.is_empty() {
             return true;
         }
-        let hold_max = if self.is_interactive || next.lane == Lane::Interactive {
+        let hold_max = if self.is_interactive() || next.lane == Lane::Interactive {
             config.group_hold_max
         } else {
             config.bulk_hold_target
@@ -123,6 +120,11 @@ impl Group {
             && self.members.len() < config.group_commands_max
             && self.now - self.begun + expected.unwrap_or_default() < hold_max
             && !is_solo(next, expected, self.now, config)
+    }
+
+    /// Whether somebody waits for the COMMIT.
+    fn is_interactive(&self) -> bool {
+        self.lane == Lane::Interactive
     }
 
     /// How the next command is kept from harming the others.
@@ -231,9 +233,9 @@ impl Writer {
             let envelope = self.queue.next(|lanes| {
                 let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
                 if let Some((lane, spent)) = spent {
-                    lanes.spend(lane, spent, group.is_interactive, expected);
+                    lanes.spend(lane, spent, group.is_interactive(), expected);
                 }
-                let lane = lanes.next(group.is_interactive, expected)?;
+                let lane = lanes.next(group.is_interactive(), expected)?;
                 lanes.head(lane).is_some_and(|next| group.admits(next, labels, config)).then_some(lane)
             })?;
             if let Some(envelope) = self.start(envelope, group.now) {
@@ -262,8 +264,9 @@ impl Writer {
         let guard = group.guard(member, &self.labels);
         let Envelope { label, lane, kind, .. } = &member.envelope;
         let (label, lane) = (label.clone(), *lane);
-        group.is_interactive |= lane == Lane::Interactive;
-        group.has_bulk |= lane == Lane::Bulk;
+        if (lane as u8) < group.lane as u8 {
+            group.lane = lane;
+        }
         group.has_once |= *kind == Kind::Once;
         group.is_solo |= group.members.is_empty()
             && is_solo(&member.envelope, self.labels.expect(&label), group.now, &self.config);
@@ -320,14 +323,9 @@ impl Writer {
     fn charge(&mut self, group: &Group, commit: Duration) {
         let labels = &self.labels;
         let expected = |next: &Envelope| labels.expect(&next.label).unwrap_or_default();
-        let lane = match (group.is_interactive, group.has_bulk) {
-            (true, _) => Lane::Interactive,
-            (false, true) => Lane::Bulk,
-            (false, false) => Lane::Maintenance,
-        };
         self.queue.look(|lanes| {
-            for (lane, spent) in group.spent.into_iter().chain([(lane, commit)]) {
-                lanes.spend(lane, spent, group.is_interactive, expected);
+            for (lane, spent) in group.spent.into_iter().chain([(group.lane, commit)]) {
+                lanes.spend(lane, spent, group.is_interactive(), expected);
             }
         });
     }
