@@ -10,7 +10,7 @@ use crate::error::Cause;
 use crate::failed::{FailedCommand, FailedCommands, Reason};
 use crate::health::BreakerState;
 use crate::holder::{Holder, Phase};
-use crate::message::{Envelope, Fate};
+use crate::message::{Envelope, Fate, Ticket};
 use crate::shutdown::ShutdownReport;
 use crate::stats::{Stats, WriterStats};
 use crate::sync::lock;
@@ -133,7 +133,7 @@ impl Board {
             fate => Some(Reason::of_fate(fate)),
         };
         if let Some(reason) = reason {
-            let Envelope { label, lane, .. } = &envelope;
+            let Ticket { label, lane, .. } = &*envelope;
             let failed = FailedCommand::new(label.clone(), *lane, outcome, reason);
             // Before the answer: who has it will find it here.
             self.failed.push(failed.tried(tried.attempts, tried.wait, tried.hold));

@@ -93,6 +93,7 @@ mod rules;
 #[cfg(feature = "sabotage")]
 mod sabotage;
 mod sqlite_ffi;
+mod statements;
 mod sync;
 mod units;
 mod watchdog;

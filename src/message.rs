@@ -1,10 +1,11 @@
 //! What crosses to the writer: a command with its options, and the answer that comes back.
 
-use std::sync::Arc;
+use std::ops::Deref;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tracing::Span;
 
 use crate::command::Work;
@@ -14,13 +15,13 @@ use crate::label::Label;
 use crate::lane::Lane;
 use crate::queue::AtomicU8;
 use crate::rules::{Guard, Loss};
-use crate::sync::{drop_quietly, quietly};
+use crate::sync::{drop_quietly, lock, quietly};
 use crate::token::CommitToken;
 use crate::transaction::{Fault, WriteTransaction};
 
-/// A command on its way to the writer.
-pub(crate) struct Envelope {
-    pub(crate) job: Box<dyn Job>,
+/// A command with its options: shared by the writer, which runs and answers it, and by its caller, who waits for the
+/// answer. In one allocation, made and as a rule freed by the caller, since the writer's time is everyone's.
+pub(crate) struct Ticket<J: ?Sized = dyn Job> {
     pub(crate) kind: Kind,
     pub(crate) label: Label,
     pub(crate) lane: Lane,
@@ -28,31 +29,64 @@ pub(crate) struct Envelope {
     pub(crate) bytes: u32,
     pub(crate) submitted: Instant,
     pub(crate) deadline: Option<Instant>,
-    /// Only where the caller may take the command back while it waits.
-    pub(crate) claim: Option<Arc<Claim>>,
     /// The span of the command, a child of the caller's.
     pub(crate) span: Span,
+    pub(crate) claim: Claim,
+    pub(crate) job: J,
 }
 
-impl Envelope {
+impl<J: ?Sized> Ticket<J> {
     /// Decides that the command starts; false if its caller has taken it back.
     pub(crate) fn start(&self) -> bool {
-        self.claim.as_ref().is_none_or(|claim| claim.start())
+        self.claim.start()
     }
 
     /// Whether its caller has not taken it back.
     pub(crate) fn waits(&self) -> bool {
-        self.claim.as_ref().is_none_or(|claim| !claim.is_withdrawn())
+        !self.claim.is_withdrawn()
     }
 
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
     }
+}
 
-    /// Answers the caller. What the caller's types do when they are dropped must not end the thread.
-    pub(crate) fn answer(self, fate: Fate) {
-        let job = self.job;
-        quietly(|| job.answer(fate));
+/// The writer's hold on a command. Whoever has it must answer; dropped without, it says that nobody ever will.
+pub(crate) struct Envelope {
+    ticket: Arc<Ticket>,
+    is_answered: bool,
+}
+
+impl Envelope {
+    pub(crate) fn new(ticket: Arc<Ticket>) -> Self {
+        Self { ticket, is_answered: false }
+    }
+
+    /// Answers the caller.
+    pub(crate) fn answer(mut self, fate: Fate) {
+        self.settle(fate);
+    }
+
+    /// What the caller's types do when they are woken must not end the thread.
+    fn settle(&mut self, fate: Fate) {
+        self.is_answered = true;
+        quietly(|| self.ticket.job.answer(fate));
+    }
+}
+
+impl Deref for Envelope {
+    type Target = Ticket;
+
+    fn deref(&self) -> &Ticket {
+        &self.ticket
+    }
+}
+
+impl Drop for Envelope {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.settle(Fate::Unknown(Unknown::WriterLost));
+        }
     }
 }
 
@@ -96,12 +130,12 @@ impl Claim {
 }
 
 /// A command without its types.
-pub(crate) trait Job: Send {
+pub(crate) trait Job: Send + Sync {
     /// Runs the command and keeps its result until the fate of the group is known.
-    fn run(&mut self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step;
+    fn run(&self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step;
 
     /// Answers the caller, exactly once.
-    fn answer(self: Box<Self>, fate: Fate);
+    fn answer(&self, fate: Fate);
 }
 
 /// What the transaction looks like after a command has run.
@@ -163,47 +197,95 @@ pub struct Committed<T> {
 pub(crate) type Reply<W> = Result<Committed<<W as Work>::Output>, WriteError<<W as Work>::Error>>;
 
 /// A command whose caller waits for the answer.
+///
+/// Both locks are free whenever they are asked for, but for moments: the first is the writer's until the answer is
+/// there, and then the caller's.
 pub(crate) struct Pending<W: Work> {
-    work: W,
+    command: Mutex<Ran<W>>,
+    answer: Mutex<Answer>,
+}
+
+/// The work, and what came of it when it last ran.
+struct Ran<W: Work> {
+    work: Option<W>,
     result: Option<Result<W::Output, WriteError<W::Error>>>,
-    reply: oneshot::Sender<Reply<W>>,
+}
+
+/// What became of the command, until the caller takes it.
+#[derive(Default)]
+struct Answer {
+    fate: Option<Fate>,
+    caller: Option<Waker>,
 }
 
 impl<W: Work> Pending<W> {
-    pub(crate) fn channel(work: W) -> (Box<dyn Job>, oneshot::Receiver<Reply<W>>) {
-        let (reply, receiver) = oneshot::channel();
-        (Box::new(Self { work, result: None, reply }), receiver)
+    pub(crate) fn new(work: W) -> Self {
+        let command = Mutex::new(Ran { work: Some(work), result: None });
+        Self { command, answer: Mutex::default() }
+    }
+
+    /// Ready, once, when the writer has answered.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Reply<W>> {
+        let fate = {
+            let mut answer = lock(&self.answer);
+            match answer.fate.take() {
+                Some(fate) => fate,
+                None => {
+                    match &mut answer.caller {
+                        Some(caller) => caller.clone_from(context.waker()),
+                        caller => *caller = Some(context.waker().clone()),
+                    }
+                    return Poll::Pending;
+                }
+            }
+        };
+        let (work, result) = {
+            let mut command = lock(&self.command);
+            (command.work.take(), command.result.take())
+        };
+        // Here and not on the writer's thread, whose time it would take.
+        drop_quietly(work);
+        let result = result.unwrap_or(Err(WriteError::Unknown(Unknown::WriterLost)));
+        Poll::Ready(match fate {
+            Fate::Committed(token, timing) => result.map(|value| Committed { value, token, timing }),
+            Fate::Culprit => Err(result.err().unwrap_or(WriteError::Unknown(Unknown::WriterLost))),
+            Fate::NotStarted(reason) => Err(reason.into()),
+            Fate::RolledBack(reason) => Err(reason.into()),
+            Fate::Unknown(reason) => Err(reason.into()),
+        })
     }
 }
 
 impl<W: Work> Job for Pending<W> {
-    fn run(&mut self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step {
-        if let Some(earlier) = self.result.take() {
+    fn run(&self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step {
+        let mut command = lock(&self.command);
+        let Ran { work: Some(work), result } = &mut *command else {
+            unreachable!("the caller takes the work back with the answer")
+        };
+        if let Some(earlier) = result.take() {
             drop_quietly(earlier);
         }
         let ran = match W::KIND {
-            Kind::Once | Kind::Rerunnable => tx.run(guard, |tx| self.work.run(tx)),
-            Kind::Maintenance => tx.run_outside(|tx| self.work.run(tx)),
+            Kind::Once | Kind::Rerunnable => tx.run(guard, |tx| work.run(tx)),
+            Kind::Maintenance => tx.run_outside(|tx| work.run(tx)),
         };
-        let (result, step) = match ran {
+        let (ran, step) = match ran {
             Ok(value) => (Ok(value), Step::Done),
             Err(Fault { error, loss: None }) => (Err(error), Step::Undone),
             Err(Fault { error, loss: Some(loss) }) => (Err(error), Step::Lost(loss)),
         };
-        self.result = Some(result);
+        *result = Some(ran);
         step
     }
 
-    fn answer(self: Box<Self>, fate: Fate) {
-        let own = self.result.unwrap_or(Err(WriteError::Unknown(Unknown::WriterLost)));
-        let reply = match fate {
-            Fate::Committed(token, timing) => own.map(|value| Committed { value, token, timing }),
-            Fate::Culprit => Err(own.err().unwrap_or(WriteError::Unknown(Unknown::WriterLost))),
-            Fate::NotStarted(reason) => Err(reason.into()),
-            Fate::RolledBack(reason) => Err(reason.into()),
-            Fate::Unknown(reason) => Err(reason.into()),
+    fn answer(&self, fate: Fate) {
+        let caller = {
+            let mut answer = lock(&self.answer);
+            answer.fate = Some(fate);
+            answer.caller.take()
         };
-        // A caller that dropped its future has no use for the answer.
-        drop(self.reply.send(reply));
+        if let Some(caller) = caller {
+            caller.wake();
+        }
     }
 }

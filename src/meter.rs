@@ -11,7 +11,6 @@ use crate::health::{Seen, Waiter};
 use crate::holder::Holder;
 use crate::import::{ImportControl, ImportId, ImportStatus, Imports};
 use crate::lane::Lane;
-use crate::message::Envelope;
 use crate::queue::{Queue, QueueDepth};
 use crate::reader::ReaderPool;
 use crate::reading::Reading;
@@ -80,7 +79,8 @@ impl Meter {
     fn oldest_waiter(&self) -> Option<Waiter> {
         let now = Instant::now();
         self.queue.upgrade()?.look(|lanes| {
-            let waiting = Lane::ALL.into_iter().filter_map(|lane| lanes.first(lane, Envelope::waits));
+            let waiting =
+                Lane::ALL.into_iter().filter_map(|lane| lanes.first(lane, |waiting| waiting.waits()));
             let oldest = waiting.min_by_key(|waiting| waiting.submitted)?;
             let waited = now.saturating_duration_since(oldest.submitted);
             Some(Waiter { label: oldest.label.clone(), lane: oldest.lane, waited })

@@ -18,6 +18,7 @@ use crate::failed::Reason;
 use crate::failure::Failure;
 use crate::rules::{self, AfterCommand, Guard, Loss, Seen};
 use crate::sqlite_ffi;
+use crate::statements::{RecentStatements, Statements};
 use crate::sync::drop_quietly;
 use crate::user_code::UserCode;
 use crate::watchdog::Watchdog;
@@ -28,6 +29,7 @@ use crate::watchdog::Watchdog;
 /// [`prepare`](Self::prepare).
 pub struct ReadTransaction<'c> {
     connection: &'c Connection,
+    statements: &'c dyn Statements,
     /// Statements that user code got into its hands, and may have left half-stepped.
     statements_given: Cell<u32>,
     /// Refuses further statements once the time of the caller is up.
@@ -35,8 +37,8 @@ pub struct ReadTransaction<'c> {
 }
 
 impl<'c> ReadTransaction<'c> {
-    fn new(connection: &'c Connection, watchdog: &'c Watchdog) -> Self {
-        Self { connection, statements_given: Cell::new(0), watchdog }
+    fn new(connection: &'c Connection, statements: &'c dyn Statements, watchdog: &'c Watchdog) -> Self {
+        Self { connection, statements, statements_given: Cell::new(0), watchdog }
     }
 
     /// Prepares a statement that is used once.
@@ -68,7 +70,7 @@ impl<'c> ReadTransaction<'c> {
         P: Params,
         F: FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.cached(sql)?.query_row(params, map)
+        self.with_statement(sql, |statement| statement.query_row(params, map))
     }
 
     /// All rows of a query, each mapped by `map`.
@@ -80,13 +82,19 @@ impl<'c> ReadTransaction<'c> {
         P: Params,
         F: FnMut(&Row<'_>) -> rusqlite::Result<T>,
     {
-        self.cached(sql)?.query_map(params, map)?.collect()
+        self.with_statement(sql, |statement| statement.query_map(params, map)?.collect())
     }
 
-    /// The cached statement for a text, for use in one go.
-    fn cached(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+    /// Uses the statement for a text in one go.
+    fn with_statement<T>(
+        &self,
+        sql: &str,
+        work: impl FnOnce(&mut Statement<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
         self.watchdog.check()?;
-        self.connection.prepare_cached(sql)
+        let (mut work, mut result) = (Some(work), None);
+        self.statements.lend(sql, &mut |statement| result = work.take().map(|work| work(statement)))?;
+        result.unwrap_or_else(|| unreachable!("a statement is lent, or there is an error"))
     }
 }
 
@@ -130,7 +138,7 @@ impl<'c> WriteTransaction<'c> {
     /// # Errors
     /// SQLite's; [`rusqlite::Error::ExecuteReturnedResults`] if the statement gives rows.
     pub fn execute<P: Params>(&mut self, sql: &str, params: P) -> rusqlite::Result<usize> {
-        self.cached(sql)?.execute(params)
+        self.with_statement(sql, |statement| statement.execute(params))
     }
 
     /// Runs several statements without parameters, such as the steps of a migration.
@@ -217,7 +225,7 @@ impl<'c> WriteTransaction<'c> {
         let seen = self.see(guard, result.is_ok(), failure, before, after);
         if before.others != after.others {
             // A cached statement is not prepared again, so the authorizer would not see its next use.
-            self.connection.flush_prepared_statement_cache();
+            self.statements.forget();
         }
         match rules::after_command(&seen) {
             AfterCommand::Keep => match self.end_guard(guard, true) {
@@ -265,7 +273,7 @@ impl<'c> WriteTransaction<'c> {
             // The close of the connection rolls it back.
             tracing::error!(%error, "ROLLBACK failed");
         }
-        self.connection.flush_prepared_statement_cache();
+        self.statements.forget();
         match result {
             Ok(value) if in_transaction => {
                 Err(Fault::own(or_why(Ok(value), RolledBack::TransactionLeftOpen)))
@@ -458,6 +466,8 @@ trait Savepoints {
 /// command that asks for the same text, past the authorizer.
 pub(crate) struct TransactionControl<'c> {
     connection: &'c Connection,
+    /// Of user code.
+    statements: RecentStatements<'c>,
     user_code: &'c UserCode,
     watchdog: &'c Watchdog,
     begin: RefCell<Statement<'c>>,
@@ -473,10 +483,12 @@ impl<'c> TransactionControl<'c> {
         connection: &'c Connection,
         user_code: &'c UserCode,
         watchdog: &'c Watchdog,
+        statement_cache_capacity: usize,
     ) -> rusqlite::Result<Self> {
         let statement = |sql| connection.prepare(sql).map(RefCell::new);
         Ok(Self {
             connection,
+            statements: RecentStatements::new(connection, statement_cache_capacity),
             user_code,
             watchdog,
             begin: statement("BEGIN IMMEDIATE")?,
@@ -510,7 +522,7 @@ impl<'c> TransactionControl<'c> {
     /// What user code that begins now gets to see of the connection.
     pub(crate) fn transaction(&self, now: Instant) -> WriteTransaction<'_> {
         WriteTransaction {
-            read: ReadTransaction::new(self.connection, self.watchdog),
+            read: ReadTransaction::new(self.connection, &self.statements, self.watchdog),
             control: self,
             user_code: self.user_code,
             since: now,
@@ -554,7 +566,7 @@ pub(crate) fn read_transaction<T>(
     watchdog: &Watchdog,
     read: impl FnOnce(&ReadTransaction<'_>) -> T,
 ) -> std::thread::Result<T> {
-    let transaction = ReadTransaction::new(connection, watchdog);
+    let transaction = ReadTransaction::new(connection, connection, watchdog);
     user_code.run(|| catch_unwind(AssertUnwindSafe(|| read(&transaction))))
 }
 

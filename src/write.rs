@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep_until};
 use tracing::{Level, Span};
 
 use crate::command::Work;
 use crate::config::Durability;
-use crate::error::{NotStarted, Unknown, WriteError};
+use crate::error::{NotStarted, WriteError};
 use crate::label::Label;
 use crate::lane::Lane;
-use crate::message::{Claim, Committed, Envelope, Pending, Reply};
+use crate::message::{Claim, Committed, Envelope, Pending, Reply, Ticket};
 use crate::queue::Admission;
 use crate::service::Service;
 use crate::sync::{after, block_on, block_on_until, until};
@@ -151,31 +150,32 @@ impl<'db, W: Work, M> Write<'db, W, M> {
 
     fn seal(self) -> (Envelope, Receipt<W, M>) {
         let Options { label, lane, durability, deadline, on_drop, payload_bytes } = self.options;
-        let submitted = Instant::now();
-        let deadline = deadline.map(after);
-        let may_withdraw = deadline.is_some() || on_drop == OnDrop::Withdraw;
-        let claim = may_withdraw.then(Arc::<Claim>::default);
         let span = if tracing::span_enabled!(Level::DEBUG) {
             tracing::debug_span!("command", label = &*label, %lane)
         } else {
             Span::none()
         };
-        let (job, reply) = Pending::channel(self.work);
-        let envelope = Envelope {
-            job,
+        let ticket = Arc::new(Ticket {
             kind: W::KIND,
             label,
             lane,
             durability,
             // What does not fit is refused as too large.
             bytes: u32::try_from(payload_bytes).unwrap_or(u32::MAX),
-            submitted,
-            deadline,
-            claim: claim.clone(),
+            submitted: Instant::now(),
+            deadline: deadline.map(after),
             span,
+            claim: Claim::default(),
+            job: Pending::new(self.work),
+        });
+        let receipt = Receipt {
+            deadline: ticket.deadline,
+            ticket: ticket.clone(),
+            on_drop,
+            timer: None,
+            mode: PhantomData,
         };
-        let receipt = Receipt { reply, submitted, deadline, claim, on_drop, timer: None, mode: PhantomData };
-        (envelope, receipt)
+        (Envelope::new(ticket), receipt)
     }
 }
 
@@ -195,10 +195,11 @@ struct Queueing<'db, W: Work, M> {
 impl<W: Work, M> Queueing<'_, W, M> {
     /// How long to wait for room, and what it means if there is none until then.
     fn patience(&self) -> (Instant, NotStarted) {
-        let limit = self.receipt.submitted + self.service.config.queue_wait_max;
+        let submitted = self.envelope.submitted;
+        let limit = submitted + self.service.config.queue_wait_max;
         match self.receipt.deadline {
             Some(deadline) if deadline < limit => {
-                let waited = deadline - self.receipt.submitted;
+                let waited = deadline - submitted;
                 (deadline, NotStarted::DeadlineExceeded { waited })
             }
             _ => (limit, NotStarted::QueueFull { lane: self.envelope.lane }),
@@ -356,10 +357,9 @@ impl<W: Work, M> fmt::Debug for Write<'_, W, M> {
 /// Dropped, the command runs and its answer is lost, unless it was sent with [`OnDrop::Withdraw`].
 #[must_use = "dropping a receipt loses the answer of its command"]
 pub struct Receipt<W: Work, M = Async> {
-    reply: oneshot::Receiver<Reply<W>>,
-    submitted: Instant,
+    ticket: Arc<Ticket<Pending<W>>>,
+    /// Until it has passed.
     deadline: Option<Instant>,
-    claim: Option<Arc<Claim>>,
     on_drop: OnDrop,
     /// Made at the first poll, and only with a deadline.
     timer: Option<Pin<Box<Sleep>>>,
@@ -369,14 +369,9 @@ pub struct Receipt<W: Work, M = Async> {
 impl<W: Work, M> Receipt<W, M> {
     /// Takes the command back because its deadline has passed; `None` if it has started.
     fn expire(&mut self) -> Option<WriteError<W::Error>> {
-        let withdrawn = self.claim.as_ref().is_some_and(|claim| claim.withdraw());
-        withdrawn.then(|| NotStarted::DeadlineExceeded { waited: self.submitted.elapsed() }.into())
+        let waited = || self.ticket.submitted.elapsed();
+        self.ticket.claim.withdraw().then(|| NotStarted::DeadlineExceeded { waited: waited() }.into())
     }
-}
-
-/// The answer, or that there is none to come.
-fn answer<W: Work>(received: Result<Reply<W>, oneshot::error::RecvError>) -> Reply<W> {
-    received.unwrap_or(Err(WriteError::Unknown(Unknown::WriterLost)))
 }
 
 impl<W: Work> Receipt<W, Async> {
@@ -389,8 +384,8 @@ impl<W: Work> Receipt<W, Async> {
     }
 
     fn poll_committed(&mut self, context: &mut Context<'_>) -> Poll<Reply<W>> {
-        if let Poll::Ready(received) = Pin::new(&mut self.reply).poll(context) {
-            return Poll::Ready(answer::<W>(received));
+        if let Poll::Ready(reply) = self.ticket.job.poll(context) {
+            return Poll::Ready(reply);
         }
         let Some(deadline) = self.deadline else { return Poll::Pending };
         // Without a Tokio timer the writer alone enforces the deadline, when it takes the command up.
@@ -421,15 +416,17 @@ impl<W: Work> Receipt<W, Blocking> {
     /// # Errors
     /// As [`wait`](Self::wait).
     pub fn committed(mut self) -> Result<Committed<W::Output>, WriteError<W::Error>> {
+        let ticket = self.ticket.clone();
+        let mut reply = std::future::poll_fn(|context| ticket.job.poll(context));
         if let Some(deadline) = self.deadline {
-            if let Some(received) = block_on_until(&mut self.reply, deadline) {
-                return answer::<W>(received);
+            if let Some(reply) = block_on_until(&mut reply, deadline) {
+                return reply;
             }
             if let Some(expired) = self.expire() {
                 return Err(expired);
             }
         }
-        answer::<W>(block_on(&mut self.reply))
+        block_on(reply)
     }
 }
 
@@ -443,11 +440,9 @@ impl<W: Work> Future for Receipt<W, Async> {
 
 impl<W: Work, M> Drop for Receipt<W, M> {
     fn drop(&mut self) {
-        if self.on_drop == OnDrop::Withdraw
-            && let Some(claim) = &self.claim
-        {
+        if self.on_drop == OnDrop::Withdraw {
             // Has no effect on a command that has started or is answered.
-            let _withdrawn = claim.withdraw();
+            let _withdrawn = self.ticket.claim.withdraw();
         }
     }
 }

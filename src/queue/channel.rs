@@ -129,6 +129,32 @@ impl Outbox {
     }
 }
 
+/// As many commands give back their room together: for each by itself it would take as long as all else that is
+/// done to take one up.
+const FREED_MAX: usize = 32;
+
+/// The room of commands that no longer wait, while it is not given back.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Freed {
+    lane: Lane,
+    commands: usize,
+    bytes: usize,
+}
+
+impl Freed {
+    pub(super) fn of(envelope: &Envelope) -> Self {
+        Self { lane: envelope.lane, commands: 1, bytes: envelope.bytes as usize }
+    }
+
+    /// Adds more; returns what was of another lane, and is to be given back by itself.
+    pub(super) fn add(&mut self, more: Self) -> Self {
+        let other = if self.lane == more.lane { Self::default() } else { std::mem::take(self) };
+        let (commands, bytes) = (self.commands + more.commands, self.bytes + more.bytes);
+        *self = Self { lane: more.lane, commands, bytes };
+        other
+    }
+}
+
 /// The end that the writer holds.
 pub(super) struct Inbox {
     receiver: Receiver<Message>,
@@ -158,11 +184,19 @@ impl Inbox {
         self.receiver.drain().for_each(take);
     }
 
-    /// Gives back the room of a command that no longer waits.
-    pub(super) fn release(&self, lane: Lane, bytes: u32) {
-        let room = &self.room.lanes[lane];
-        room.commands.add_permits(1);
-        room.bytes.add_permits(bytes as usize);
+    /// Gives back room that was freed.
+    pub(super) fn give_back(&self, freed: Freed) {
+        if freed.commands > 0 {
+            let room = &self.room.lanes[freed.lane];
+            room.commands.add_permits(freed.commands);
+            room.bytes.add_permits(freed.bytes);
+        }
+    }
+
+    /// Whether it is so much that somebody may wait for it.
+    pub(super) fn is_due(&self, freed: Freed) -> bool {
+        freed.commands >= FREED_MAX.min(self.room.commands_max / 64)
+            || freed.bytes >= self.room.bytes_max / 64
     }
 
     /// Takes the next message from before the close; `None` when there is none left.

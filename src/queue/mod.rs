@@ -18,7 +18,7 @@ use crate::lane::Lane;
 use crate::message::Envelope;
 
 pub(crate) use channel::{Admission, Outbox, QueueDepth};
-use channel::{Inbox, Message};
+use channel::{Freed, Inbox, Message};
 pub(crate) use lanes::Lanes;
 pub(crate) use seam::AtomicU8;
 use seam::Mutex;
@@ -26,7 +26,13 @@ use seam::Mutex;
 /// Opens the queue of a service.
 pub(crate) fn open(config: &Config) -> (Outbox, Arc<Queue>) {
     let (outbox, inbox) = channel::open(config);
-    let waiting = Waiting { lanes: Lanes::new(config), writer_listens: false, woken: false, closing: false };
+    let waiting = Waiting {
+        lanes: Lanes::new(config),
+        freed: Freed::default(),
+        writer_listens: false,
+        woken: false,
+        closing: false,
+    };
     (outbox, Arc::new(Queue { inbox, waiting: Mutex::new(waiting) }))
 }
 
@@ -38,6 +44,7 @@ pub(crate) struct Queue {
 
 struct Waiting {
     lanes: Lanes<Envelope>,
+    freed: Freed,
     /// The writer may have a message in its hands that is older than those in the channel.
     writer_listens: bool,
     /// Somebody has rung.
@@ -123,15 +130,31 @@ impl Queue {
     }
 
     /// Lets `choose` look at what waits, what has just arrived included, and takes the head of the lane it
-    /// chooses. Its room is free for others from now on.
+    /// chooses. Its room is free for others soon: at the latest when there is nothing to take, or with
+    /// [`give_back_room`](Self::give_back_room).
     pub(crate) fn next(&self, choose: impl FnOnce(&mut Lanes<Envelope>) -> Option<Lane>) -> Option<Envelope> {
         let mut waiting = self.lock();
-        self.take_in(&mut waiting);
-        let lane = choose(&mut waiting.lanes)?;
-        let envelope = waiting.lanes.pop(lane)?;
+        // Nobody who has just arrived goes before one who waits in the first lane.
+        if waiting.lanes.head(Lane::Interactive).is_none() {
+            self.take_in(&mut waiting);
+        }
+        let envelope = choose(&mut waiting.lanes).and_then(|lane| waiting.lanes.pop(lane));
+        let other = match &envelope {
+            Some(envelope) => waiting.freed.add(Freed::of(envelope)),
+            None => Freed::default(),
+        };
+        let is_due = envelope.is_none() || self.inbox.is_due(waiting.freed);
+        let freed = if is_due { std::mem::take(&mut waiting.freed) } else { Freed::default() };
         drop(waiting);
-        self.inbox.release(lane, envelope.bytes);
-        Some(envelope)
+        self.inbox.give_back(other);
+        self.inbox.give_back(freed);
+        envelope
+    }
+
+    /// Frees the room of all that was taken: what comes next may take long.
+    pub(crate) fn give_back_room(&self) {
+        let freed = std::mem::take(&mut self.lock().freed);
+        self.inbox.give_back(freed);
     }
 
     /// Looks at what waits, what has just arrived included.
@@ -145,7 +168,7 @@ impl Queue {
     pub(crate) fn take(&self, is_wanted: impl Fn(&Envelope) -> bool) -> Vec<Envelope> {
         let taken = self.look(|lanes| lanes.take(is_wanted));
         for envelope in &taken {
-            self.inbox.release(envelope.lane, envelope.bytes);
+            self.inbox.give_back(Freed::of(envelope));
         }
         taken
     }

@@ -15,10 +15,10 @@ use shuttle::{Runner, thread};
 
 use super::{Admission, Found, Outbox, Queue, QueueDepth, open};
 use crate::config::{Config, Durability};
-use crate::error::NotStarted;
+use crate::error::{NotStarted, Unknown};
 use crate::label::Label;
 use crate::lane::{Lane, PerLane};
-use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Timing};
+use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Ticket, Timing};
 use crate::proof::{Proof, Tally, Wrong};
 use crate::rules::Guard;
 use crate::token::CommitToken;
@@ -219,14 +219,16 @@ struct Noted {
 }
 
 impl Job for Noted {
-    fn run(&mut self, _: &mut WriteTransaction<'_>, _: Guard) -> Step {
+    fn run(&self, _: &mut WriteTransaction<'_>, _: Guard) -> Step {
         unreachable!("there is no database here")
     }
 
-    fn answer(self: Box<Self>, fate: Fate) {
+    fn answer(&self, fate: Fate) {
         let what = match fate {
             Fate::Committed(..) => "committed",
             Fate::NotStarted(_) => "not started",
+            // Dropped: taken back or refused, or lost, which shows as no answer.
+            Fate::Unknown(Unknown::WriterLost) => return,
             _ => "another fate",
         };
         note(&self.answers, self.id, what);
@@ -241,10 +243,8 @@ fn note(answers: &Answers, id: u64, what: &'static str) {
     }
 }
 
-fn envelope(id: u64, lane: Lane, answers: &Answers) -> (Envelope, Arc<Claim>) {
-    let claim = Arc::<Claim>::default();
-    let envelope = Envelope {
-        job: Box::new(Noted { id, answers: answers.clone() }),
+fn ticket(id: u64, lane: Lane, answers: &Answers) -> Arc<Ticket> {
+    Arc::new(Ticket {
         kind: Kind::Rerunnable,
         label: Label::from("noted"),
         lane,
@@ -252,10 +252,10 @@ fn envelope(id: u64, lane: Lane, answers: &Answers) -> (Envelope, Arc<Claim>) {
         bytes: 1,
         submitted: Instant::now(),
         deadline: None,
-        claim: Some(claim.clone()),
         span: tracing::Span::none(),
-    };
-    (envelope, claim)
+        claim: Claim::default(),
+        job: Noted { id, answers: answers.clone() },
+    })
 }
 
 fn committed() -> Fate {
@@ -271,7 +271,8 @@ fn small() -> Config {
 fn send(outbox: &Outbox, client: u64, lane: Lane, answers: &Answers) {
     for index in 0..3 {
         let id = client * 10 + index;
-        let (envelope, claim) = envelope(id, lane, answers);
+        let ticket = ticket(id, lane, answers);
+        let envelope = Envelope::new(ticket.clone());
         let accepted = if index < 2 {
             block_on(outbox.send(envelope))
         } else {
@@ -282,7 +283,7 @@ fn send(outbox: &Outbox, client: u64, lane: Lane, answers: &Answers) {
             }
         };
         match accepted {
-            Ok(()) if index == 1 && claim.withdraw() => note(answers, id, "withdrawn"),
+            Ok(()) if index == 1 && ticket.claim.withdraw() => note(answers, id, "withdrawn"),
             Ok(()) => note(answers, id, "accepted"),
             Err(_) => note(answers, id, "refused"),
         }

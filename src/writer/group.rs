@@ -13,9 +13,12 @@ use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
 use crate::failed::{FailedCommand, Reason};
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
-use crate::message::{Envelope, Fate, Kind, Step, Timing};
+use crate::message::{Envelope, Fate, Kind, Step, Ticket, Timing};
 use crate::rules::{Attempt, Guard, Look, Loss};
 use crate::sync::lock;
+
+/// Those who wait for room need not wait longer for it than this, as far as it is known.
+const QUICK: Duration = Duration::from_micros(100);
 
 /// The commands that one COMMIT makes durable.
 pub(super) struct Group {
@@ -86,14 +89,14 @@ impl Member {
 }
 
 impl Group {
-    fn begin(attempt: Attempt, durability: Durability, rest: VecDeque<Member>) -> Self {
+    fn begin(attempt: Attempt, durability: Durability, rest: VecDeque<Member>, members: Vec<Member>) -> Self {
         let now = Instant::now();
         Self {
             attempt,
             begun: now,
             now,
             durability,
-            members: Vec::new(),
+            members,
             rest,
             lane: Lane::Maintenance,
             has_once: false,
@@ -103,7 +106,7 @@ impl Group {
     }
 
     /// Whether a command that waits may join.
-    fn admits(&self, next: &Envelope, labels: &Labels, config: &Config) -> bool {
+    fn admits(&self, next: &Ticket, labels: &Labels, config: &Config) -> bool {
         if next.durability > self.durability || next.kind == Kind::Maintenance {
             return false;
         }
@@ -147,7 +150,7 @@ impl Group {
 
 /// Whether a command may be interrupted by its deadline, which takes the whole transaction with it: it has
 /// little time left, and may need much of it for all that is known.
-fn is_solo(next: &Envelope, expected: Option<Duration>, now: Instant, config: &Config) -> bool {
+fn is_solo(next: &Ticket, expected: Option<Duration>, now: Instant, config: &Config) -> bool {
     next.deadline.is_some_and(|deadline| {
         let left = deadline.saturating_duration_since(now);
         left < config.group_hold_max * 2 && expected.is_none_or(|expected| expected * 4 > left)
@@ -192,7 +195,8 @@ impl Writer {
                 self.rounds.pop_front().map(|round| round.members).unwrap_or_default()
             }
         };
-        self.run_group(store, Group::begin(attempt, durability, rest))
+        let members = std::mem::take(&mut self.members);
+        self.run_group(store, Group::begin(attempt, durability, rest, members))
     }
 
     fn run_group(&mut self, store: &mut impl Store, mut group: Group) -> ControlFlow<SessionEnd> {
@@ -262,18 +266,22 @@ impl Writer {
 
     fn run_member(&mut self, store: &mut impl Store, group: &mut Group, member: &mut Member) {
         let guard = group.guard(member, &self.labels);
-        let Envelope { label, lane, kind, .. } = &member.envelope;
+        let Ticket { label, lane, kind, .. } = &*member.envelope;
         let (label, lane) = (label.clone(), *lane);
         if (lane as u8) < group.lane as u8 {
             group.lane = lane;
         }
         group.has_once |= *kind == Kind::Once;
-        group.is_solo |= group.members.is_empty()
-            && is_solo(&member.envelope, self.labels.expect(&label), group.now, &self.config);
+        let expected = self.labels.expect(&label);
+        group.is_solo |=
+            group.members.is_empty() && is_solo(&member.envelope, expected, group.now, &self.config);
+        if expected.is_none_or(|expected| expected > QUICK) {
+            self.queue.give_back_room();
+        }
         if cfg!(not(solewriter_unmonitored)) {
             self.board.hold(Phase::Command { label: label.clone(), lane }, group.now);
         }
-        Ran { step: member.step, reason: member.reason } = store.run(&mut member.envelope, guard, group.now);
+        Ran { step: member.step, reason: member.reason } = store.run(&member.envelope, guard, group.now);
         member.attempts += 1;
         let now = Instant::now();
         member.run = now - group.now;
@@ -282,7 +290,7 @@ impl Writer {
         self.labels.learn(&label, member.run, member.step != Step::Done);
     }
 
-    fn commit(&mut self, store: &mut impl Store, group: Group) -> ControlFlow<SessionEnd> {
+    fn commit(&mut self, store: &mut impl Store, mut group: Group) -> ControlFlow<SessionEnd> {
         let started = group.now;
         self.board.hold(Phase::Commit, started);
         let wrote = match store.commit() {
@@ -303,18 +311,19 @@ impl Writer {
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();
-        for mut member in group.members {
+        for mut member in group.members.drain(..) {
             if let Some(reason) = member.reason.take() {
                 self.note_failed(&member, *reason, hold);
             }
             member.envelope.answer(Fate::Committed(token, Timing { wait: member.wait, hold }));
         }
+        self.members = group.members;
         ControlFlow::Continue(())
     }
 
     /// Keeps the reason of a command that failed by itself; it is answered, and counted, with its group.
     fn note_failed(&self, member: &Member, reason: Reason, hold: Duration) {
-        let Envelope { label, lane, .. } = &member.envelope;
+        let Ticket { label, lane, .. } = &*member.envelope;
         let failed = FailedCommand::new(label.clone(), *lane, Outcome::RolledBack, reason);
         self.board.note_failed(failed.tried(member.attempts, member.wait, hold));
     }
@@ -372,11 +381,12 @@ impl Writer {
         let Some(envelope) = envelope.and_then(|envelope| self.start(envelope, now)) else {
             return ControlFlow::Continue(());
         };
+        self.queue.give_back_room();
         let mut member = Member::new(envelope, now);
         let label = member.envelope.label.clone();
         self.board.hold(Phase::Command { label, lane }, now);
         self.housekeeping.watch();
-        Ran { step: member.step, reason: member.reason } = store.run(&mut member.envelope, Guard::Bare, now);
+        Ran { step: member.step, reason: member.reason } = store.run(&member.envelope, Guard::Bare, now);
         member.attempts = 1;
         let files = store.check_files();
         self.board.let_go();

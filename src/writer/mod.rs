@@ -40,7 +40,7 @@ use crate::user_code::UserCode;
 use crate::watchdog::Watchdog;
 
 use breaker::Breaker;
-use group::Round;
+use group::{Member, Round};
 use labels::Labels;
 use recovery::Blocked;
 use store::{Session, Store};
@@ -68,6 +68,8 @@ pub(crate) struct Writer {
     /// Set when the service closes: what is not finished by then is answered as not started.
     drain_until: Option<Instant>,
     not_reached: u64,
+    /// The room of the last group, for the next.
+    members: Vec<Member>,
     /// The size of the WAL when a checkpoint was last asked for.
     wal_pages_seen: u64,
     #[cfg(feature = "sabotage")]
@@ -233,6 +235,7 @@ impl Writer {
             unsynced_groups: false,
             drain_until: None,
             not_reached: 0,
+            members: Vec::new(),
             wal_pages_seen: 0,
             #[cfg(feature = "sabotage")]
             sabotage: None,

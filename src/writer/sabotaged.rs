@@ -8,7 +8,7 @@ use super::store::{CommitError, Ran, Store};
 use crate::config::Durability;
 use crate::connection::Checkpointed;
 use crate::error::Cause;
-use crate::message::{Envelope, Step};
+use crate::message::{Step, Ticket};
 use crate::rules::{Guard, Loss};
 use crate::sabotage::Sabotage;
 
@@ -49,9 +49,9 @@ impl<S: Store> Store for Sabotaged<S> {
         self.store.saw_foreign_commit()
     }
 
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Ran {
+    fn run(&mut self, command: &Ticket, guard: Guard, now: Instant) -> Ran {
         self.catch_up();
-        let mut ran = self.store.run(envelope, guard, now);
+        let mut ran = self.store.run(command, guard, now);
         if self.how == Sabotage::NoAutocommitCheck && ran.step == Step::Lost(Loss::Command) {
             ran.step = Step::Undone;
         }

@@ -10,7 +10,7 @@ use crate::connection::{self, CheckpointMode, Checkpointed};
 use crate::error::Cause;
 use crate::failed::Reason;
 use crate::failure::Failure;
-use crate::message::{Envelope, Kind, Step};
+use crate::message::{Kind, Step, Ticket};
 use crate::rules::Guard;
 use crate::transaction::TransactionControl;
 
@@ -23,7 +23,7 @@ pub(super) trait Store {
     fn saw_foreign_commit(&mut self) -> bool;
 
     /// Runs a command.
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Ran;
+    fn run(&mut self, command: &Ticket, guard: Guard, now: Instant) -> Ran;
 
     /// Returns whether there was anything to write: SQLite neither writes nor syncs for a transaction that has
     /// changed nothing.
@@ -83,11 +83,13 @@ pub(super) struct Session<'c> {
 impl<'c> Session<'c> {
     pub(super) fn begin(writer: &'c WriteConnection, config: &'c Config) -> rusqlite::Result<Self> {
         let connection = &writer.connection;
-        writer.watchdog.pause(true);
+        let WriteConnection { user_code, watchdog, .. } = writer;
+        watchdog.pause(true);
+        let capacity = config.statement_cache_capacity;
         Ok(Self {
             connection,
             writer,
-            control: TransactionControl::prepare(connection, &writer.user_code, &writer.watchdog)?,
+            control: TransactionControl::prepare(connection, user_code, watchdog, capacity)?,
             config,
             durability: config.durability,
             data_version: None,
@@ -127,16 +129,15 @@ impl Store for Session<'_> {
         self.data_version.replace(now).is_some_and(|before| before != now)
     }
 
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, now: Instant) -> Ran {
-        self.writer.watchdog.limit(envelope.deadline);
-        if envelope.kind == Kind::Maintenance
+    fn run(&mut self, command: &Ticket, guard: Guard, now: Instant) -> Ran {
+        self.writer.watchdog.limit(command.deadline);
+        if command.kind == Kind::Maintenance
             && let Err(error) = self.prepare_for_maintenance()
         {
             tracing::error!(%error, "maintenance goes on without waiting for locks");
         }
-        let Envelope { job, span, .. } = envelope;
         let mut tx = self.control.transaction(now);
-        let step = span.in_scope(|| job.run(&mut tx, guard));
+        let step = command.span.in_scope(|| command.job.run(&mut tx, guard));
         Ran { step, reason: tx.take_reason() }
     }
 

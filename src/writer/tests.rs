@@ -18,12 +18,12 @@ use super::{SessionEnd, Writer};
 use crate::board::Board;
 use crate::config::{Config, Durability};
 use crate::connection::Checkpointed;
-use crate::error::Cause;
+use crate::error::{Cause, Unknown};
 use crate::failure::Failure;
 use crate::housekeeper::Housekeeping;
 use crate::label::Label;
 use crate::lane::Lane;
-use crate::message::{Envelope, Fate, Job, Kind, Step};
+use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Ticket};
 use crate::proof::{Proof, Tally, Wrong};
 use crate::queue::{self, Admission, Outbox};
 use crate::reader::Pins;
@@ -175,10 +175,10 @@ impl Store for FakeStore {
         false
     }
 
-    fn run(&mut self, envelope: &mut Envelope, guard: Guard, _: Instant) -> Ran {
-        let (id, nature) = self.natures[&*envelope.label];
+    fn run(&mut self, command: &Ticket, guard: Guard, _: Instant) -> Ran {
+        let (id, nature) = self.natures[&*command.label];
         if guard == Guard::Bare {
-            assert_eq!(envelope.kind, Kind::Rerunnable, "only what can run again runs without a savepoint");
+            assert_eq!(command.kind, Kind::Rerunnable, "only what can run again runs without a savepoint");
         }
         if guard == Guard::Savepoint && self.rng.u32(0..10_000) < self.fault_rate {
             self.fit = false;
@@ -299,16 +299,18 @@ struct Noted {
 }
 
 impl Job for Noted {
-    fn run(&mut self, _: &mut WriteTransaction<'_>, _: Guard) -> Step {
+    fn run(&self, _: &mut WriteTransaction<'_>, _: Guard) -> Step {
         unreachable!("the store runs it")
     }
 
-    fn answer(self: Box<Self>, fate: Fate) {
+    fn answer(&self, fate: Fate) {
         let told = match fate {
             Fate::Committed(..) => Told::Committed,
             Fate::Culprit => Told::OwnError,
             Fate::NotStarted(_) => Told::NotStarted,
             Fate::RolledBack(_) => Told::RolledBack,
+            // Dropped: no answer.
+            Fate::Unknown(Unknown::WriterLost) => return,
             Fate::Unknown(_) => Told::Unknown,
         };
         self.answers.lock().unwrap().entry(self.id).or_default().push(told);
@@ -389,8 +391,7 @@ impl Life {
         // A few labels, so that some learn that they fail; the store finds the command by its whole label.
         let label = format!("{nature:?} {id}");
         self.store.natures.insert(label.clone(), (id, nature));
-        let envelope = Envelope {
-            job: Box::new(Noted { id, answers: self.answers.clone() }),
+        let ticket = Ticket {
             kind: if self.rng.u8(0..4) == 0 { Kind::Once } else { Kind::Rerunnable },
             label: Label::from(label),
             lane: self.lane,
@@ -398,9 +399,11 @@ impl Life {
             bytes: 1,
             submitted: Instant::now(),
             deadline: (self.rng.u8(0..20) == 0).then(Instant::now),
-            claim: None,
             span: tracing::Span::none(),
+            claim: Claim::default(),
+            job: Noted { id, answers: self.answers.clone() },
         };
+        let envelope = Envelope::new(Arc::new(ticket));
         assert!(matches!(self.outbox.try_send(envelope), Ok(Admission::Accepted)));
     }
 
