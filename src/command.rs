@@ -212,12 +212,13 @@ impl<C: Command> Work for Typed<C> {
 /// One statement with owned parameters; answers how many rows it changed.
 pub struct Execute {
     sql: Cow<'static, str>,
-    parameters: rusqlite::Result<Vec<Value>>,
+    /// The error is rare, and large.
+    parameters: Result<Vec<Value>, Box<rusqlite::Error>>,
 }
 
 impl Execute {
     pub(crate) fn new(sql: Cow<'static, str>, parameters: impl Parameters) -> Self {
-        Self { sql, parameters: parameters.into_values() }
+        Self { sql, parameters: parameters.into_values().map_err(Box::new) }
     }
 
     /// The parameters, or the error of the one that SQLite has no type for.
