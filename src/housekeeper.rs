@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 use crate::board::{Board, Tried};
 use crate::config::Config;
-use crate::connection::{self, CheckpointMode};
+use crate::connection::{self, CheckpointMode, Checkpointed};
 use crate::error::{Cause, NotStarted};
 use crate::failure::Failure;
 use crate::holder::Phase;
@@ -184,6 +184,12 @@ impl Housekeeper {
     }
 }
 
+/// So often a checkpoint goes after what was added while it was at work.
+const PASSES_MAX: usize = 4;
+
+/// As many pages the writer copies and syncs in a millisecond or two.
+const LEFT_TO_WRITER: u64 = 256;
+
 struct House {
     connection: Connection,
     files: Arc<FileIdentities>,
@@ -271,16 +277,28 @@ impl House {
         }
     }
 
-    /// Copies what it can and syncs the file; false if that is not done.
+    /// Copies what it can and syncs the file, and then what was added meanwhile, which is less each time; false if that
+    /// is not done. What is left is the writer's to copy and to sync, while everyone waits.
     fn checkpoint(&self) -> bool {
+        for _ in 0..PASSES_MAX {
+            let Some(done) = self.pass() else { return false };
+            let added = self.board.wal.pages().saturating_sub(done.copied_pages);
+            if done.blocked || done.copied_pages < done.wal_pages || added < LEFT_TO_WRITER {
+                break;
+            }
+        }
+        true
+    }
+
+    fn pass(&self) -> Option<Checkpointed> {
         if self.board.stopped().is_some() || self.line.failure().is_some() {
-            return false;
+            return None;
         }
         if let Err(replaced) = self.files.check() {
             // What is copied into a database that somebody else uses by now, without this WAL, corrupts it.
             self.board.stop(replaced.into());
             self.queue.ring();
-            return false;
+            return None;
         }
         let passive = CheckpointMode::Passive;
         let done = match connection::checkpoint(&self.connection, passive, Duration::ZERO) {
@@ -288,7 +306,7 @@ impl House {
             Err(error) => {
                 self.line.checkpoint_failed(error);
                 self.queue.ring();
-                return false;
+                return None;
             }
         };
         // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
@@ -296,7 +314,7 @@ impl House {
             // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
             self.line.fail(error.into());
             self.queue.ring();
-            return false;
+            return None;
         }
         tracing::debug!(wal_pages = done.wal_pages, copied_pages = done.copied_pages, "checkpoint");
         let wal = &self.board.wal;
@@ -305,7 +323,7 @@ impl House {
         if done.blocked || done.copied_pages < done.wal_pages {
             wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
         }
-        true
+        Some(done)
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Stats {
     pub hold: Durations,
     /// The COMMIT alone, for each group.
     pub commit: Durations,
+    /// What the writer needed to begin the WAL anew, each time it could: everyone waits meanwhile.
+    pub wal_restart: Durations,
     /// How many commands each committed group held. "Batching is active" is `group_commands.max > 1`.
     pub group_commands: Counts,
     /// The same by lane; groups without any command of a lane do not count there.
@@ -320,6 +322,7 @@ pub(crate) struct WriterStats {
     pub(crate) run: PerLane<DurationHistogram>,
     pub(crate) hold: DurationHistogram,
     pub(crate) commit: DurationHistogram,
+    pub(crate) wal_restart: DurationHistogram,
     pub(crate) group_commands: CountHistogram,
     pub(crate) group_size: PerLane<CountHistogram>,
     pub(crate) groups_committed: u64,
@@ -340,6 +343,7 @@ impl WriterStats {
         stats.run = PerLane::from_fn(|lane| self.run[lane].summary());
         stats.hold = self.hold.summary();
         stats.commit = self.commit.summary();
+        stats.wal_restart = self.wal_restart.summary();
         stats.group_commands = self.group_commands.summary();
         stats.group_size = PerLane::from_fn(|lane| self.group_size[lane].summary());
         stats.groups_committed = self.groups_committed;
@@ -361,6 +365,7 @@ impl WriterStats {
             run: PerLane::from_fn(|lane| self.run[lane].since(&earlier.run[lane])),
             hold: self.hold.since(&earlier.hold),
             commit: self.commit.since(&earlier.commit),
+            wal_restart: self.wal_restart.since(&earlier.wal_restart),
             group_commands: self.group_commands.since(&earlier.group_commands),
             group_size: PerLane::from_fn(|lane| self.group_size[lane].since(&earlier.group_size[lane])),
             groups_committed: count(|stats| stats.groups_committed),

@@ -153,6 +153,7 @@ async fn histograms_hold_every_command_and_group_in_seconds() {
     }
     assert_eq!(of("hold_seconds").len() as u64, stats.hold.count);
     assert_eq!(of("commit_seconds").len() as u64, stats.commit.count);
+    assert_eq!(of("wal_restart_seconds").len() as u64, stats.wal_restart.count);
     assert_eq!(of("read_wait_seconds").len() as u64, stats.read_wait.count);
     let commands: f64 = of("group_commands").iter().sum();
     assert_eq!(commands, stats.group_commands.mean * stats.group_commands.count as f64);

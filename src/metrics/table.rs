@@ -144,6 +144,13 @@ pub(super) const METRICS: &[Metric] = &[
         source: Source::Histogram(|observed| one(observed.added.writer.commit.seconds())),
     },
     Metric {
+        name: "solewriter_wal_restart_seconds",
+        label: None,
+        unit: Unit::Seconds,
+        help: "What the writer needed to begin the WAL anew, each time it could: everyone waits meanwhile.",
+        source: Source::Histogram(|observed| one(observed.added.writer.wal_restart.seconds())),
+    },
+    Metric {
         name: "solewriter_holder_seconds",
         label: Some("phase"),
         unit: Unit::Seconds,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::patience::Patience;
 use super::seam::{self, AtomicBool, AtomicUsize, Receiver, Semaphore, Sender, TryAcquireError};
 use crate::config::Config;
 use crate::error::NotStarted;
@@ -50,7 +51,10 @@ pub(super) fn open(config: &Config) -> (Outbox, Inbox) {
         bytes_max: config.queue_bytes_max,
     });
     let (sender, receiver) = seam::unbounded();
-    (Outbox { sender: sender.clone(), room: room.clone() }, Inbox { receiver, bell: sender, room })
+    (
+        Outbox { sender: sender.clone(), room: room.clone() },
+        Inbox { receiver, bell: sender, room, patience: Patience::new() },
+    )
 }
 
 /// The end that handles hold.
@@ -160,12 +164,13 @@ pub(super) struct Inbox {
     receiver: Receiver<Message>,
     bell: Sender<Message>,
     room: Arc<Room>,
+    patience: Patience,
 }
 
 impl Inbox {
     /// Waits for a message.
     pub(super) fn wait(&self) -> Option<Message> {
-        self.receiver.recv().ok()
+        self.patience.look_for(|| self.receiver.try_recv().ok()).or_else(|| self.receiver.recv().ok())
     }
 
     /// Wakes the writer, if it waits.

@@ -6,6 +6,7 @@
 
 mod channel;
 mod lanes;
+mod patience;
 mod seam;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use super::store::Store;
 use crate::config::Checkpoints;
 use crate::connection;
 use crate::holder::Phase;
+use crate::sync::lock;
 
 /// How long the writer waits for readers to leave the WAL when it begins it anew.
 const RESTART_WAIT: Duration = Duration::from_millis(20);
@@ -92,6 +93,7 @@ impl Writer {
             }
             Ok(_) => {
                 self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+                lock(&self.board.stats).wal_restart.record(started.elapsed());
                 connection::reset_wal_pages();
                 self.board.wal.set_pages(0);
                 // It syncs the WAL before it copies, and nothing is left in it.
