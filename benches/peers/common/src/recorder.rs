@@ -7,25 +7,27 @@ use hdrhistogram::Histogram;
 
 use crate::Error;
 
+/// The longest latency that is told from longer ones, in nanoseconds: an hour.
+const LATENCY_MAX: u64 = 3_600_000_000_000;
+
 /// Latencies in nanoseconds, with three significant figures.
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
 impl Latencies {
     /// # Errors
-    /// Never for this precision; the histogram's.
+    /// Never for these bounds; the histogram's.
     pub fn new() -> Result<Self, Error> {
-        Ok(Self(Histogram::new(3)?))
+        Ok(Self(Histogram::new_with_bounds(1, LATENCY_MAX, 3)?))
     }
 
     pub fn record(&mut self, latency: Duration, commands: u64) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
-        // Beyond an hour counts as an hour.
-        self.0.saturating_record_n(nanos.clamp(1, 3_600_000_000_000), commands);
+        self.0.saturating_record_n(nanos, commands);
     }
 
     /// # Errors
-    /// If one histogram can't grow to the values of the other.
+    /// Never for equal bounds; the histogram's.
     pub fn add(&mut self, other: &Self) -> Result<(), Error> {
         Ok(self.0.add(&other.0)?)
     }

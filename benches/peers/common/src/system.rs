@@ -20,16 +20,6 @@ pub struct Setup {
     pub readers: usize,
 }
 
-impl Setup {
-    /// The file that SQLite keeps the WAL in.
-    #[must_use]
-    pub fn wal(&self) -> PathBuf {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push("-wal");
-        name.into()
-    }
-}
-
 /// A way to use SQLite from async Rust.
 ///
 /// `Ok` is the acknowledgement: what it covers has to be there when the database is looked at afterwards.

@@ -1,8 +1,5 @@
 //! deadpool-sqlite: a pool whose connections run closures on tokio's blocking threads; any of them writes.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
 use deadpool_sqlite::{Config, Hook, HookError, Pool, Runtime};
 use peers_common::{Error, Setup};
 
@@ -12,10 +9,7 @@ use crate::steps;
 /// What the other pools have by default; its own default follows the number of cores.
 const CONNECTIONS: usize = 10;
 
-pub(crate) struct Deadpool {
-    pool: Pool,
-    wal: PathBuf,
-}
+pub(crate) struct Deadpool(Pool);
 
 impl Connections for Deadpool {
     async fn open(setup: &Setup) -> Result<Self, Error> {
@@ -28,15 +22,14 @@ impl Connections for Deadpool {
             })
         });
         let pool = Config::new(&setup.path).builder(Runtime::Tokio1)?;
-        let pool = pool.max_size(CONNECTIONS).post_create(configure).build()?;
-        Ok(Self { pool, wal: setup.wal() })
+        Ok(Self(pool.max_size(CONNECTIONS).post_create(configure).build()?))
     }
 
     async fn write<F>(&self, closure: F) -> Result<(), Error>
     where
         F: FnOnce(&mut rusqlite::Connection) -> rusqlite::Result<()> + Send + 'static,
     {
-        let connection = self.pool.get().await?;
+        let connection = self.0.get().await?;
         Ok(connection.interact(closure).await.map_err(|error| error.to_string())??)
     }
 
@@ -44,7 +37,7 @@ impl Connections for Deadpool {
     where
         F: FnOnce(&rusqlite::Connection) -> rusqlite::Result<usize> + Send + 'static,
     {
-        let connection = self.pool.get().await?;
+        let connection = self.0.get().await?;
         Ok(connection
             .interact(|connection| closure(connection))
             .await
@@ -52,10 +45,17 @@ impl Connections for Deadpool {
     }
 
     async fn close(self) -> Result<(), Error> {
-        self.pool.close();
-        // It closes the connections in the background, and the last of them removes the WAL after its checkpoint.
-        while self.wal.exists() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        // Dropped connections are closed later, all at once, and none of them may find itself the last, which has to
+        // run the checkpoint. So each is closed in its turn, and leaves an empty one in its place.
+        let mut closed = Vec::new();
+        for _ in 0..self.0.status().size {
+            let connection = self.0.get().await?;
+            let close = connection.interact(|connection| {
+                let open = std::mem::replace(connection, rusqlite::Connection::open_in_memory()?);
+                open.close().map_err(|(_, error)| error)
+            });
+            close.await.map_err(|error| error.to_string())??;
+            closed.push(connection);
         }
         Ok(())
     }
