@@ -17,7 +17,7 @@ if [[ " $* " != *' --quick '* ]]; then
     packages+=(turso)
 fi
 for package in "${packages[@]}"; do
-    cargo build --release --locked --quiet --manifest-path "$here/$package/Cargo.toml" --target-dir "$target"
+    cargo build --release --quiet --manifest-path "$here/$package/Cargo.toml" --target-dir "$target"
 done
 
 # On the disk that the target folder is on: a file system in memory would make every sync free.

@@ -62,6 +62,7 @@ async fn read<S: System>(system: &S, client: i64, n: i64) -> Result<(), Error> {
 
 /// A number from 0 that jumps about, the same in every run.
 pub fn scattered(client: i64, n: i64) -> i64 {
-    let mixed = (client.wrapping_mul(1_000_003).wrapping_add(n)).wrapping_mul(0x9e37_79b9_7f4a_7c15_u64.cast_signed());
+    let mixed = (client.wrapping_mul(1_000_003).wrapping_add(n))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15_u64.cast_signed());
     (mixed >> 20).unsigned_abs() as i64
 }

@@ -26,7 +26,7 @@ pub use options::{Durability, Options, Workload};
 pub use recorder::Latencies;
 pub use statement::{Statement, Value};
 pub use system::{IMPORT_BATCH, Setup, System};
-pub use workload::INSERTS_BESIDE_READS_PER_S;
+pub use workload::INSERTS_BESIDE_PER_S;
 
 /// Any error; a measurement counts them, and nobody tells one from another.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -80,7 +80,7 @@ pub enum Workload {
     ReadModifyWrite,
     /// Each client reads nine rows by their key, then inserts one.
     Mixed,
-    /// Each client reads rows by their key, while 1,000 inserts a second arrive.
+    /// Each client reads rows by their key, while 200 inserts a second arrive.
     Reads,
     /// One import, from the first row to the closed database.
     Import,

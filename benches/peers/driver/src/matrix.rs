@@ -27,12 +27,12 @@ const SYSTEMS: [System; 12] = [
     System { name: "async-sqlite", program: "peers-rusqlite", role: Role::Peer },
     System { name: "deadpool-sqlite", program: "peers-rusqlite", role: Role::Peer },
     System { name: "r2d2_sqlite", program: "peers-sqlx", role: Role::Peer },
-    System { name: "sqlx pool of 10", program: "peers-sqlx", role: Role::Peer },
-    System { name: "sqlx one writer", program: "peers-sqlx", role: Role::Peer },
+    System { name: "sqlx-pool-10", program: "peers-sqlx", role: Role::Peer },
+    System { name: "sqlx-writer-1", program: "peers-sqlx", role: Role::Peer },
     System { name: "turso", program: "peers-turso", role: Role::Peer },
-    System { name: "raw autocommit", program: "peers-rusqlite", role: Role::Limit },
-    System { name: "raw 64", program: "peers-rusqlite", role: Role::Limit },
-    System { name: "raw 512", program: "peers-rusqlite", role: Role::Limit },
+    System { name: "raw-autocommit", program: "peers-rusqlite", role: Role::Limit },
+    System { name: "raw-64", program: "peers-rusqlite", role: Role::Limit },
+    System { name: "raw-512", program: "peers-rusqlite", role: Role::Limit },
     System { name: "raw", program: "peers-rusqlite", role: Role::Limit },
 ];
 
@@ -40,9 +40,9 @@ impl System {
     fn takes_part(&self, workload: Workload, clients: usize, is_quick: bool) -> bool {
         use Workload::{Closure, Import, Insert, Marketplace, ReadModifyWrite, Reads};
         match self.name {
-            "raw autocommit" => matches!(workload, Insert | ReadModifyWrite) && clients == 1,
-            "raw 64" => matches!(workload, Insert | Closure | ReadModifyWrite) && clients == 64,
-            "raw 512" => matches!(workload, Insert | Closure | ReadModifyWrite) && clients == 512,
+            "raw-autocommit" => matches!(workload, Insert | ReadModifyWrite) && clients == 1,
+            "raw-64" => matches!(workload, Insert | Closure | ReadModifyWrite) && clients == 64,
+            "raw-512" => matches!(workload, Insert | Closure | ReadModifyWrite) && clients == 512,
             "raw" => matches!(workload, Reads | Import),
             // A long build; and its full-text search is not SQLite's, which the marketplace needs.
             "turso" => !is_quick && !matches!(workload, Closure | Marketplace),

@@ -21,6 +21,7 @@ const LEGEND_COLUMNS: usize = 6;
 // In the middle between black and white, and no background: it can be read on a light page and on a dark one.
 const WORDS: RGBColor = RGBColor(0x80, 0x88, 0x94);
 const GRID: RGBColor = RGBColor(0x80, 0x88, 0x94);
+const RAW: &str = "raw loop";
 const OURS: RGBColor = RGBColor(0x0d, 0x94, 0x88);
 const OTHERS: [RGBColor; 8] = [
     RGBColor(0xd9, 0x77, 0x06),
@@ -60,7 +61,7 @@ pub(crate) fn draw(results: &Results) -> Result<String, Error> {
 struct Chart<'f> {
     inserts: &'f [&'f Figures],
     clients: Vec<usize>,
-    /// Those that are drawn as lines: with more than one number of clients.
+    /// The lines, in the order of the legend.
     systems: Vec<&'f str>,
 }
 
@@ -69,16 +70,19 @@ impl<'f> Chart<'f> {
         let clients: BTreeSet<usize> = inserts.iter().map(|figures| figures.clients).collect();
         let mut systems: Vec<&str> = Vec::new();
         for figures in inserts {
-            if !systems.contains(&figures.system.as_str()) {
-                systems.push(&figures.system);
+            let line = line_of(figures);
+            if !systems.contains(&line) {
+                systems.push(line);
             }
         }
         (!clients.is_empty()).then(|| Self { inserts, clients: clients.into_iter().collect(), systems })
     }
 
     fn colour(&self, system: &str) -> RGBColor {
-        if system == "solewriter" {
-            return OURS;
+        match system {
+            "solewriter" => return OURS,
+            RAW => return WORDS,
+            _ => {}
         }
         let number = self.systems.iter().position(|name| *name == system).unwrap_or_default();
         OTHERS[number % OTHERS.len()]
@@ -114,8 +118,8 @@ impl<'f> Chart<'f> {
     }
 
     fn draw_panel(&self, area: &Area<'_>, durability: Durability, shown: &Shown) -> Result<(), String> {
-        let drawn: Vec<_> = self.inserts.iter().filter(|figures| figures.durability == durability).collect();
-        let values = drawn.iter().map(|figures| (shown.value)(figures));
+        // One scale for both kinds of durability.
+        let values = self.inserts.iter().map(|figures| (shown.value)(figures));
         let low = values.clone().fold(f64::INFINITY, f64::min);
         let high = values.fold(0.0, f64::max);
         if !(low > 0.0 && low.is_finite()) {
@@ -146,9 +150,11 @@ impl<'f> Chart<'f> {
             .draw()
             .map_err(text)?;
         for system in &self.systems {
-            let points: Vec<_> = drawn
+            let points: Vec<_> = self
+                .inserts
                 .iter()
-                .filter(|figures| figures.system == *system)
+                .filter(|figures| figures.durability == durability)
+                .filter(|figures| line_of(figures) == *system)
                 .filter_map(|figures| Some((self.place_of(figures.clients)?, (shown.value)(figures))))
                 .collect();
             let colour = self.colour(system);
@@ -172,6 +178,11 @@ impl<'f> Chart<'f> {
         }
         self.clients.get(nearest as usize).map_or_else(String::new, ToString::to_string)
     }
+}
+
+/// The raw loops are one line: each is measured with one number of clients.
+fn line_of(figures: &Figures) -> &str {
+    if figures.system.starts_with("raw") { RAW } else { &figures.system }
 }
 
 fn short(value: f64) -> String {

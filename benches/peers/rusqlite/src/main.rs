@@ -27,9 +27,9 @@ async fn main() -> Result<(), Error> {
         "tokio-rusqlite" => measure::<Peer<TokioRusqlite>>(&options).await,
         "async-sqlite" => measure::<Peer<AsyncSqlite>>(&options).await,
         "deadpool-sqlite" => measure::<Peer<Deadpool>>(&options).await,
-        "raw autocommit" => raw::measure(&options, 1),
-        "raw 64" => raw::measure(&options, 64),
-        "raw 512" => raw::measure(&options, 512),
+        "raw-autocommit" => raw::measure(&options, 1),
+        "raw-64" => raw::measure(&options, 64),
+        "raw-512" => raw::measure(&options, 512),
         "raw" => raw::measure(&options, usize::MAX),
         other => Err(format!("no system here is named {other}").into()),
     }?;

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use peers_common::rows::{self, ITEMS, Row, SCHEMA};
 use peers_common::{
-    Error, Figures, INSERTS_BESIDE_READS_PER_S, Latencies, Ledger, Measuring, Options, Outcome, Workload,
-    scattered,
+    Error, Figures, INSERTS_BESIDE_PER_S, Latencies, Ledger, Measuring, Options, Outcome, Workload, scattered,
 };
 use rusqlite::{Connection, Transaction};
 
@@ -122,7 +121,7 @@ fn read_beside_writer(
             })
             .collect();
         while measuring.elapsed() < length {
-            let due = Duration::from_secs_f64(written as f64 / INSERTS_BESIDE_READS_PER_S);
+            let due = Duration::from_secs_f64(written as f64 / INSERTS_BESIDE_PER_S);
             thread::sleep(due.saturating_sub(measuring.elapsed()));
             steps::insert(connection, Row { client: WRITER, sequence: written })?;
             written += 1;

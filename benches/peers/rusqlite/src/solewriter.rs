@@ -6,7 +6,7 @@ use std::time::Duration;
 use ::solewriter::{Config, Database, Drain, WriteTransaction};
 use futures_util::stream;
 use peers_common::marketplace::Entry;
-use peers_common::rows::{INSERT, Row, TEXT};
+use peers_common::rows::{INSERT, READ, Row, TEXT};
 use peers_common::{Durability, Error, Setup, Statement, System};
 use rusqlite::Params;
 
@@ -50,10 +50,9 @@ impl System for Solewriter {
     }
 
     async fn read(&self, id: i64) -> Result<usize, Error> {
-        let read = self.0.read("item", move |tx| {
-            tx.prepare_cached(peers_common::rows::READ)?
-                .query_row([id], |row| Ok(row.get_ref(0)?.as_str()?.len()))
-        });
+        let read = self
+            .0
+            .read("item", move |tx| tx.query_row(READ, [id], |row| Ok(row.get_ref(0)?.as_str()?.len())));
         Ok(read.await?)
     }
 

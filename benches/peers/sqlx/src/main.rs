@@ -19,8 +19,8 @@ async fn main() -> Result<(), Error> {
     let options = Options::parse();
     let figures = match options.system.as_str() {
         "r2d2_sqlite" => measure::<Peer<R2d2>>(&options).await,
-        "sqlx pool of 10" => measure::<Sqlx<All>>(&options).await,
-        "sqlx one writer" => measure::<Sqlx<One>>(&options).await,
+        "sqlx-pool-10" => measure::<Sqlx<All>>(&options).await,
+        "sqlx-writer-1" => measure::<Sqlx<One>>(&options).await,
         other => Err(format!("no system here is named {other}").into()),
     }?;
     println!("{}", serde_json::to_string(&figures)?);
