@@ -22,9 +22,8 @@ const CALIBRATION: i64 = 3_000_000;
 /// Inserts a second while others read, or an import runs. Every system can do as many, so that none of them is measured
 /// while its own backlog grows.
 pub const INSERTS_BESIDE_PER_S: f64 = 200.0;
-/// The clients that find out the capacity before an open loop, and their part of its time.
+/// The clients that find out the capacity before an open loop.
 const CALIBRATION_CLIENTS: i64 = 512;
-const CALIBRATION_SHARE: f64 = 0.5;
 /// The part of the capacity that an open loop asks for.
 const OPEN_LOOP_SHARE: f64 = 0.5;
 /// Catalog entries of an importer for each second: more than any system imports.
@@ -73,9 +72,8 @@ pub(crate) async fn rate<S: System>(
         return Ok(0.0);
     }
     let begun = Instant::now();
-    let length = options.length().mul_f64(CALIBRATION_SHARE);
     let clients = CALIBRATION..CALIBRATION + CALIBRATION_CLIENTS;
-    let load = closed_loop(system, Command::Insert, clients, length).await?;
+    let load = closed_loop(system, Command::Insert, clients, options.length()).await?;
     load.note(ledger);
     Ok(load.acknowledged() as f64 / begun.elapsed().as_secs_f64() * OPEN_LOOP_SHARE)
 }

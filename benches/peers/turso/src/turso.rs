@@ -24,18 +24,11 @@ impl System for Turso {
     }
 
     async fn insert(&self, row: Row) -> Result<(), Error> {
-        self.concurrently(async |connection| insert(connection, row).await).await
+        self.concurrently(Work::Rows(&[row])).await
     }
 
     async fn deposit(&self, row: Row) -> Result<(), Error> {
-        let deposit = async |connection: &Connection| {
-            let mut read = connection.prepare_cached(READ_BALANCE).await?;
-            let balance: i64 = read.query_row([row.account()]).await?.get(0)?;
-            let mut write = connection.prepare_cached(WRITE_BALANCE).await?;
-            write.execute([row.account(), balance + 1]).await?;
-            insert(connection, row).await
-        };
-        self.concurrently(deposit).await
+        self.concurrently(Work::Deposit(row)).await
     }
 
     async fn read(&self, id: i64) -> Result<usize, Error> {
@@ -46,18 +39,11 @@ impl System for Turso {
     }
 
     async fn execute(&self, statement: Statement) -> Result<(), Error> {
-        self.transaction(vec![statement]).await
+        self.concurrently(Work::Statements(&[statement])).await
     }
 
     async fn transaction(&self, statements: Vec<Statement>) -> Result<(), Error> {
-        let run = async |connection: &Connection| {
-            for statement in &statements {
-                let parameters: Vec<TursoValue> = statement.parameters.iter().map(parameter).collect();
-                connection.prepare_cached(statement.sql).await?.execute(parameters).await?;
-            }
-            Ok(())
-        };
-        self.concurrently(run).await
+        self.concurrently(Work::Statements(&statements)).await
     }
 
     async fn import(&self, mut rows: impl Iterator<Item = Row> + Send + 'static) -> Result<(), Error> {
@@ -66,13 +52,7 @@ impl System for Turso {
             if batch.is_empty() {
                 return Ok(());
             }
-            let run = async |connection: &Connection| {
-                for row in &batch {
-                    insert(connection, *row).await?;
-                }
-                Ok(())
-            };
-            self.concurrently(run).await?;
+            self.concurrently(Work::Rows(&batch)).await?;
         }
     }
 
@@ -95,20 +75,11 @@ impl System for Turso {
 
 impl Turso {
     /// Runs a transaction beside others, and again while it is in conflict with one of them.
-    async fn concurrently<F>(&self, run: F) -> Result<(), Error>
-    where
-        F: AsyncFn(&Connection) -> Result<(), TursoError>,
-    {
+    async fn concurrently(&self, work: Work<'_>) -> Result<(), Error> {
         let connection = self.0.get().await?;
         let begun = Instant::now();
         loop {
-            let result = match begin(&connection).await {
-                Ok(()) => match run(&connection).await {
-                    Ok(()) => commit(&connection).await,
-                    Err(error) => Err(error),
-                },
-                Err(error) => Err(error),
-            };
+            let result = work.run(&connection).await;
             let Err(error) = result else { return Ok(()) };
             if !connection.is_autocommit()? {
                 connection.execute("ROLLBACK", ()).await?;
@@ -121,14 +92,42 @@ impl Turso {
     }
 }
 
-async fn begin(connection: &Connection) -> Result<(), TursoError> {
-    connection.prepare_cached("BEGIN CONCURRENT").await?.execute(()).await?;
-    Ok(())
+/// What a transaction does; it may have to be done again.
+#[derive(Clone, Copy)]
+enum Work<'w> {
+    Rows(&'w [Row]),
+    Deposit(Row),
+    Statements(&'w [Statement]),
 }
 
-async fn commit(connection: &Connection) -> Result<(), TursoError> {
-    connection.prepare_cached("COMMIT").await?.execute(()).await?;
-    Ok(())
+impl Work<'_> {
+    async fn run(self, connection: &Connection) -> Result<(), TursoError> {
+        connection.prepare_cached("BEGIN CONCURRENT").await?.execute(()).await?;
+        match self {
+            Self::Rows(rows) => {
+                for row in rows {
+                    insert(connection, *row).await?;
+                }
+            }
+            Self::Deposit(row) => deposit(connection, row).await?,
+            Self::Statements(statements) => {
+                for statement in statements {
+                    let parameters: Vec<TursoValue> = statement.parameters.iter().map(parameter).collect();
+                    connection.prepare_cached(statement.sql).await?.execute(parameters).await?;
+                }
+            }
+        }
+        connection.prepare_cached("COMMIT").await?.execute(()).await?;
+        Ok(())
+    }
+}
+
+async fn deposit(connection: &Connection, row: Row) -> Result<(), TursoError> {
+    let mut read = connection.prepare_cached(READ_BALANCE).await?;
+    let balance: i64 = read.query_row([row.account()]).await?.get(0)?;
+    let mut write = connection.prepare_cached(WRITE_BALANCE).await?;
+    write.execute([row.account(), balance + 1]).await?;
+    insert(connection, row).await
 }
 
 async fn insert(connection: &Connection, row: Row) -> Result<(), TursoError> {
