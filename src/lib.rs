@@ -53,6 +53,7 @@ mod write;
 
 mod config;
 mod error;
+mod herald;
 mod holder;
 mod reading;
 mod shutdown;

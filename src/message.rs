@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Id;
 use tracing::Span;
 
 use crate::command::Work;
 use crate::config::Durability;
 use crate::error::{NotStarted, Outcome, RolledBack, Unknown, WriteError};
+use crate::herald::{Callers, is_in_task_of};
 use crate::label::Label;
 use crate::lane::Lane;
 use crate::queue::AtomicU8;
@@ -52,25 +54,35 @@ impl<J: ?Sized> Ticket<J> {
 }
 
 /// The writer's hold on a command. Whoever has it must answer; dropped without, it says that nobody ever will.
-pub(crate) struct Envelope {
-    ticket: Arc<Ticket>,
-    is_answered: bool,
-}
+pub(crate) struct Envelope(Option<Arc<Ticket>>);
 
 impl Envelope {
     pub(crate) fn new(ticket: Arc<Ticket>) -> Self {
-        Self { ticket, is_answered: false }
+        Self(Some(ticket))
     }
 
     /// Answers the caller.
     pub(crate) fn answer(mut self, fate: Fate) {
-        self.settle(fate);
+        if let Some(caller) = self.settle(fate) {
+            quietly(|| caller.waker.wake());
+        }
     }
 
-    /// What the caller's types do when they are woken must not end the thread.
-    fn settle(&mut self, fate: Fate) {
-        self.is_answered = true;
-        quietly(|| self.ticket.job.answer(fate));
+    /// Answers a caller who may be woken together with others.
+    pub(crate) fn answer_among(mut self, fate: Fate, callers: &mut Callers) {
+        match self.settle(fate) {
+            Some(Caller { waker, by_herald: true }) => callers.add(waker),
+            Some(Caller { waker, by_herald: false }) => quietly(|| waker.wake()),
+            None => {}
+        }
+    }
+
+    fn settle(&mut self, fate: Fate) -> Option<Caller> {
+        let ticket = self.0.take()?;
+        let caller = ticket.job.answer(fate);
+        // What the caller's types do when they are dropped must not end the thread.
+        drop_quietly(ticket);
+        caller
     }
 }
 
@@ -78,14 +90,17 @@ impl Deref for Envelope {
     type Target = Ticket;
 
     fn deref(&self) -> &Ticket {
-        &self.ticket
+        match &self.0 {
+            Some(ticket) => ticket,
+            None => unreachable!("it is gone with the answer"),
+        }
     }
 }
 
 impl Drop for Envelope {
     fn drop(&mut self) {
-        if !self.is_answered {
-            self.settle(Fate::Unknown(Unknown::WriterLost));
+        if let Some(caller) = self.settle(Fate::Unknown(Unknown::WriterLost)) {
+            quietly(|| caller.waker.wake());
         }
     }
 }
@@ -134,8 +149,15 @@ pub(crate) trait Job: Send + Sync {
     /// Runs the command and keeps its result until the fate of the group is known.
     fn run(&self, tx: &mut WriteTransaction<'_>, guard: Guard) -> Step;
 
-    /// Answers the caller, exactly once.
-    fn answer(&self, fate: Fate);
+    /// Answers, exactly once; returns the caller, if it is asleep.
+    fn answer(&self, fate: Fate) -> Option<Caller>;
+}
+
+/// Somebody who waits for an answer.
+pub(crate) struct Caller {
+    pub(crate) waker: Waker,
+    /// It is a task of the [herald](crate::herald::Herald)'s runtime.
+    pub(crate) by_herald: bool,
 }
 
 /// What the transaction looks like after a command has run.
@@ -215,7 +237,7 @@ struct Ran<W: Work> {
 #[derive(Default)]
 struct Answer {
     fate: Option<Fate>,
-    caller: Option<Waker>,
+    caller: Option<Caller>,
 }
 
 impl<W: Work> Pending<W> {
@@ -224,17 +246,15 @@ impl<W: Work> Pending<W> {
         Self { command, answer: Mutex::default() }
     }
 
-    /// Ready, once, when the writer has answered.
-    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Reply<W>> {
+    /// Ready, once, when the writer has answered. `herald` is the runtime that wakes its own tasks.
+    pub(crate) fn poll(&self, context: &Context<'_>, herald: Option<Id>) -> Poll<Reply<W>> {
         let fate = {
             let mut answer = lock(&self.answer);
             match answer.fate.take() {
                 Some(fate) => fate,
                 None => {
-                    match &mut answer.caller {
-                        Some(caller) => caller.clone_from(context.waker()),
-                        caller => *caller = Some(context.waker().clone()),
-                    }
+                    let waker = context.waker().clone();
+                    answer.caller = Some(Caller { waker, by_herald: is_in_task_of(herald) });
                     return Poll::Pending;
                 }
             }
@@ -278,14 +298,9 @@ impl<W: Work> Job for Pending<W> {
         step
     }
 
-    fn answer(&self, fate: Fate) {
-        let caller = {
-            let mut answer = lock(&self.answer);
-            answer.fate = Some(fate);
-            answer.caller.take()
-        };
-        if let Some(caller) = caller {
-            caller.wake();
-        }
+    fn answer(&self, fate: Fate) -> Option<Caller> {
+        let mut answer = lock(&self.answer);
+        answer.fate = Some(fate);
+        answer.caller.take()
     }
 }

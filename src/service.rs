@@ -12,6 +12,7 @@ use crate::connection::{self, Location, Role};
 use crate::error::{Cause, OpenErrorReason};
 use crate::fork::Generation;
 use crate::health::Health;
+use crate::herald::Herald;
 use crate::housekeeper::{Housekeeper, Housekeeping};
 use crate::identity::FileIdentities;
 use crate::import::Imports;
@@ -43,6 +44,7 @@ pub(crate) struct Service {
     pub(crate) board: Arc<Board>,
     pub(crate) readers: Arc<ReaderPool>,
     pub(crate) imports: Arc<Imports>,
+    pub(crate) herald: Arc<Herald>,
     pub(crate) config: Config,
     pub(crate) location: Location,
     generation: Generation,
@@ -64,7 +66,9 @@ impl Service {
         let (ready, started) = mpsc::sync_channel(1);
         let imports = Arc::new(Imports::default());
         let looked_at = Arc::downgrade(&queue);
-        let life = WriterThread { location, config, board, queue, imports, held };
+        let herald = Arc::new(Herald::default());
+        let life =
+            WriterThread { location, config, board, queue, imports, herald: herald.clone(), held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
         let imports = life.imports.clone();
         let thread = std::thread::Builder::new()
@@ -86,6 +90,7 @@ impl Service {
             board,
             readers,
             imports,
+            herald,
             config,
             location,
             generation: Generation::current(),
@@ -204,6 +209,7 @@ struct WriterThread<H> {
     board: Arc<Board>,
     queue: Arc<Queue>,
     imports: Arc<Imports>,
+    herald: Arc<Herald>,
     held: H,
 }
 
@@ -228,6 +234,7 @@ impl<H> WriterThread<H> {
             self.board.clone(),
             housekeeping.clone(),
             readers.pins(),
+            self.herald.clone(),
             self.config.clone(),
         );
         #[cfg(feature = "sabotage")]

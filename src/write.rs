@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Id;
 use tokio::time::{Sleep, sleep_until};
 use tracing::{Level, Span};
 
@@ -171,6 +172,7 @@ impl<'db, W: Work, M> Write<'db, W, M> {
         let receipt = Receipt {
             deadline: ticket.deadline,
             ticket: ticket.clone(),
+            herald: self.service.herald.runtime(),
             on_drop,
             timer: None,
             mode: PhantomData,
@@ -358,6 +360,8 @@ impl<W: Work, M> fmt::Debug for Write<'_, W, M> {
 #[must_use = "dropping a receipt loses the answer of its command"]
 pub struct Receipt<W: Work, M = Async> {
     ticket: Arc<Ticket<Pending<W>>>,
+    /// The runtime that wakes its own tasks.
+    herald: Option<Id>,
     /// Until it has passed.
     deadline: Option<Instant>,
     on_drop: OnDrop,
@@ -384,7 +388,7 @@ impl<W: Work> Receipt<W, Async> {
     }
 
     fn poll_committed(&mut self, context: &mut Context<'_>) -> Poll<Reply<W>> {
-        if let Poll::Ready(reply) = self.ticket.job.poll(context) {
+        if let Poll::Ready(reply) = self.ticket.job.poll(context, self.herald) {
             return Poll::Ready(reply);
         }
         let Some(deadline) = self.deadline else { return Poll::Pending };
@@ -417,7 +421,7 @@ impl<W: Work> Receipt<W, Blocking> {
     /// As [`wait`](Self::wait).
     pub fn committed(mut self) -> Result<Committed<W::Output>, WriteError<W::Error>> {
         let ticket = self.ticket.clone();
-        let mut reply = std::future::poll_fn(|context| ticket.job.poll(context));
+        let mut reply = std::future::poll_fn(|context| ticket.job.poll(context, None));
         if let Some(deadline) = self.deadline {
             if let Some(reply) = block_on_until(&mut reply, deadline) {
                 return reply;

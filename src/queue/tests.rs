@@ -18,7 +18,7 @@ use crate::config::{Config, Durability};
 use crate::error::{NotStarted, Unknown};
 use crate::label::Label;
 use crate::lane::{Lane, PerLane};
-use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Ticket, Timing};
+use crate::message::{Caller, Claim, Envelope, Fate, Job, Kind, Step, Ticket, Timing};
 use crate::proof::{Proof, Tally, Wrong};
 use crate::rules::Guard;
 use crate::token::CommitToken;
@@ -223,15 +223,16 @@ impl Job for Noted {
         unreachable!("there is no database here")
     }
 
-    fn answer(&self, fate: Fate) {
+    fn answer(&self, fate: Fate) -> Option<Caller> {
         let what = match fate {
             Fate::Committed(..) => "committed",
             Fate::NotStarted(_) => "not started",
             // Dropped: taken back or refused, or lost, which shows as no answer.
-            Fate::Unknown(Unknown::WriterLost) => return,
+            Fate::Unknown(Unknown::WriterLost) => return None,
             _ => "another fate",
         };
         note(&self.answers, self.id, what);
+        None
     }
 }
 

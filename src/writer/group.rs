@@ -11,6 +11,7 @@ use crate::board::{Board, Tried};
 use crate::config::{Config, Durability};
 use crate::error::{NotStarted, Outcome, RolledBack, Unknown};
 use crate::failed::{FailedCommand, Reason};
+use crate::herald::Callers;
 use crate::holder::Phase;
 use crate::lane::{Lane, PerLane};
 use crate::message::{Envelope, Fate, Kind, Step, Ticket, Timing};
@@ -311,12 +312,15 @@ impl Writer {
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();
+        let mut callers = Callers::default();
         for mut member in group.members.drain(..) {
             if let Some(reason) = member.reason.take() {
                 self.note_failed(&member, *reason, hold);
             }
-            member.envelope.answer(Fate::Committed(token, Timing { wait: member.wait, hold }));
+            let committed = Fate::Committed(token, Timing { wait: member.wait, hold });
+            member.envelope.answer_among(committed, &mut callers);
         }
+        self.herald.wake(callers);
         self.members = group.members;
         ControlFlow::Continue(())
     }

@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::connection::{self, CheckpointMode, Location, Role};
 use crate::error::{Cause, NotStarted, OpenErrorReason, RolledBack};
 use crate::failure::Failure;
+use crate::herald::Herald;
 use crate::housekeeper::Housekeeping;
 use crate::identity::FileIdentities;
 use crate::import::Imports;
@@ -52,6 +53,7 @@ pub(crate) struct Writer {
     board: Arc<Board>,
     housekeeping: Arc<Housekeeping>,
     pins: Arc<Pins>,
+    herald: Arc<Herald>,
     config: Config,
     /// Commands that have run and whose group was lost: they run again before anything else.
     rounds: VecDeque<Round>,
@@ -218,6 +220,7 @@ impl Writer {
         board: Arc<Board>,
         housekeeping: Arc<Housekeeping>,
         pins: Arc<Pins>,
+        herald: Arc<Herald>,
         config: Config,
     ) -> Self {
         Self {
@@ -226,6 +229,7 @@ impl Writer {
             board,
             housekeeping,
             pins,
+            herald,
             rounds: VecDeque::new(),
             look: None,
             is_unfit: false,

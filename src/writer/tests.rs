@@ -20,10 +20,11 @@ use crate::config::{Config, Durability};
 use crate::connection::Checkpointed;
 use crate::error::{Cause, Unknown};
 use crate::failure::Failure;
+use crate::herald::Herald;
 use crate::housekeeper::Housekeeping;
 use crate::label::Label;
 use crate::lane::Lane;
-use crate::message::{Claim, Envelope, Fate, Job, Kind, Step, Ticket};
+use crate::message::{Caller, Claim, Envelope, Fate, Job, Kind, Step, Ticket};
 use crate::proof::{Proof, Tally, Wrong};
 use crate::queue::{self, Admission, Outbox};
 use crate::reader::Pins;
@@ -303,17 +304,18 @@ impl Job for Noted {
         unreachable!("the store runs it")
     }
 
-    fn answer(&self, fate: Fate) {
+    fn answer(&self, fate: Fate) -> Option<Caller> {
         let told = match fate {
             Fate::Committed(..) => Told::Committed,
             Fate::Culprit => Told::OwnError,
             Fate::NotStarted(_) => Told::NotStarted,
             Fate::RolledBack(_) => Told::RolledBack,
             // Dropped: no answer.
-            Fate::Unknown(Unknown::WriterLost) => return,
+            Fate::Unknown(Unknown::WriterLost) => return None,
             Fate::Unknown(_) => Told::Unknown,
         };
         self.answers.lock().unwrap().entry(self.id).or_default().push(told);
+        None
     }
 }
 
@@ -365,6 +367,7 @@ impl Life {
             Arc::new(Board::new()),
             Arc::new(Housekeeping::default()),
             Arc::new(Pins::default()),
+            Arc::new(Herald::default()),
             config,
         );
         let store = FakeStore {
