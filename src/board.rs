@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use crate::config::Config;
 use crate::error::Cause;
 use crate::failed::{FailedCommand, FailedCommands, Reason};
 use crate::health::BreakerState;
@@ -188,7 +189,7 @@ impl Board {
         stats.is_refusing_writes = lock(&self.refusing).is_some() || lock(&self.stopped).is_some();
         stats.wal_pages = self.wal.pages();
         stats.wal_pages_max = self.wal.pages_max.load(Ordering::Relaxed);
-        stats.page_bytes = self.wal.page_bytes.load(Ordering::Relaxed);
+        stats.page_bytes = self.wal.page_bytes();
         stats.checkpoints = self.wal.checkpoints.load(Ordering::Relaxed);
         stats.checkpoints_blocked = self.wal.checkpoints_blocked.load(Ordering::Relaxed);
         stats.wal_restarts = self.wal.restarts.load(Ordering::Relaxed);
@@ -244,7 +245,17 @@ impl WalGauge {
         self.pages.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.page_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether another checkpoint might come too late for the target.
+    pub(crate) fn is_near_target(&self, config: &Config) -> bool {
+        let until_next = u64::from(config.checkpoint_pages) * 3 / 2 * self.page_bytes();
+        self.bytes().saturating_add(until_next) >= config.wal_target_bytes
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
-        self.pages() * self.page_bytes.load(Ordering::Relaxed)
+        self.pages() * self.page_bytes()
     }
 }

@@ -100,6 +100,11 @@ impl Housekeeping {
         self.pinned.load(Ordering::Acquire)
     }
 
+    /// The writer begins the WAL anew after a later checkpoint.
+    pub(crate) fn postpone_restart(&self) {
+        self.restart.store(false, Ordering::Release);
+    }
+
     /// Lets the writer begin the WAL anew, after a checkpoint that may be running; `restart` tells whether it
     /// was possible.
     pub(crate) fn restart(&self, restart: impl FnOnce() -> bool) {
@@ -277,13 +282,19 @@ impl House {
         }
     }
 
-    /// Copies what it can and syncs the file, and then what was added meanwhile, which is less each time; false if that
-    /// is not done. What is left is the writer's to copy and to sync, while everyone waits.
+    /// Copies what it can and syncs the file; false if that is not done.
+    ///
+    /// If the WAL is to begin anew, then also what was added meanwhile, which is less each time: what is left the writer
+    /// copies and syncs, while everyone waits.
     fn checkpoint(&self) -> bool {
         for _ in 0..PASSES_MAX {
             let Some(done) = self.pass() else { return false };
             let added = self.board.wal.pages().saturating_sub(done.copied_pages);
-            if done.blocked || done.copied_pages < done.wal_pages || added < LEFT_TO_WRITER {
+            if !self.board.wal.is_near_target(&self.config)
+                || done.blocked
+                || done.copied_pages < done.wal_pages
+                || added < LEFT_TO_WRITER
+            {
                 break;
             }
         }

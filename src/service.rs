@@ -67,8 +67,7 @@ impl Service {
         let imports = Arc::new(Imports::default());
         let looked_at = Arc::downgrade(&queue);
         let herald = Arc::new(Herald::default());
-        let life =
-            WriterThread { location, config, board, queue, imports, herald: herald.clone(), held };
+        let life = WriterThread { location, config, board, queue, imports, herald: herald.clone(), held };
         let (location, config, board) = (life.location.clone(), life.config.clone(), life.board.clone());
         let imports = life.imports.clone();
         let thread = std::thread::Builder::new()

@@ -312,6 +312,7 @@ impl Writer {
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();
+        self.last_group_commands = group.members.len();
         let mut callers = Callers::default();
         for mut member in group.members.drain(..) {
             if let Some(reason) = member.reason.take() {

@@ -70,6 +70,7 @@ pub(crate) struct Writer {
     /// Set when the service closes: what is not finished by then is answered as not started.
     drain_until: Option<Instant>,
     not_reached: u64,
+    last_group_commands: usize,
     /// The room of the last group, for the next.
     members: Vec<Member>,
     /// The size of the WAL when a checkpoint was last asked for.
@@ -239,6 +240,7 @@ impl Writer {
             unsynced_groups: false,
             drain_until: None,
             not_reached: 0,
+            last_group_commands: 0,
             members: Vec::new(),
             wal_pages_seen: 0,
             #[cfg(feature = "sabotage")]

@@ -18,6 +18,9 @@ const RESTART_WAIT: Duration = Duration::from_millis(20);
 /// The same once the WAL has reached its target.
 const RESTART_WAIT_AT_TARGET: Duration = Duration::from_millis(100);
 
+/// A group of more commands than this shows that many would wait.
+const FEW: usize = 8;
+
 /// Reads that have just begun are spared when the WAL has reached its limit.
 const SPARED_READ_AGE: Duration = Duration::from_secs(1);
 
@@ -39,12 +42,27 @@ impl Writer {
             return;
         }
         let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
-        if self.housekeeping.restart_is_due() || (is_full && !self.housekeeping.is_pinned()) {
-            self.restart_wal(store, if is_full { RESTART_WAIT_AT_TARGET } else { RESTART_WAIT });
+        if is_full && !self.housekeeping.is_pinned() {
+            self.restart_wal(store, RESTART_WAIT_AT_TARGET);
+        } else if self.housekeeping.restart_is_due() {
+            if self.has_time_for_restart() {
+                self.restart_wal(store, RESTART_WAIT);
+            } else {
+                self.housekeeping.postpone_restart();
+            }
         } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
             self.wal_pages_seen = pages;
             self.housekeeping.checkpoint();
         }
+    }
+
+    /// Whether the WAL should begin anew after this checkpoint, and not after the next: few have to wait for it, or the
+    /// next might come too late for the target.
+    ///
+    /// They wait until the little that was written during the checkpoint is copied and synced. That takes about as long
+    /// however much was written before it, so where many would wait it is done as rarely as the target allows.
+    fn has_time_for_restart(&self) -> bool {
+        self.last_group_commands <= FEW || self.board.wal.is_near_target(&self.config)
     }
 
     /// Whether nothing may be written for now: the WAL is at its limit, and somebody keeps it there.
