@@ -99,6 +99,28 @@ async fn an_entry_that_panics_costs_itself_only() {
     assert!(matches!(error, WriteError::RolledBack(RolledBack::Panicked(why)) if why == "unlucky"));
 }
 
+// Entries share a savepoint until one of them needs its own: those before it are then applied again.
+#[tokio::test]
+async fn entries_that_fail_half_way_cost_themselves_only_wherever_they_are() {
+    let db = with_a_clash().await;
+    let applied = Arc::new(AtomicU64::new(0));
+    let counted = applied.clone();
+    let half_way = move |tx: &mut WriteTransaction<'_>, x: &i64| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        add(tx, 1_000 + *x)?;
+        if x % 50 == 49 { add(tx, CLASH) } else { Ok(1) }
+    };
+    let report = soon(numbers(&db, 300).batch(Batch::Fixed(150)).run(half_way)).await.unwrap();
+    assert_eq!(failed(&report), [49, 99, 149, 199, 249, 299]);
+    assert_eq!((report.accepted, report.batches, report.batches_lost), (294, 2, 0));
+    let mut expected: Vec<_> = (0..300).filter(|x| x % 50 != 49).map(|x| 1_000 + x).collect();
+    expected.insert(0, CLASH);
+    let mut xs = db.xs().await;
+    xs.sort_unstable();
+    assert_eq!(xs, expected);
+    assert_eq!(applied.load(Ordering::Relaxed), 350, "the run up to the first of them twice, and nothing else");
+}
+
 #[tokio::test]
 async fn an_entry_that_makes_sqlite_roll_back_everything_costs_itself_only() {
     let db = with_a_clash().await;

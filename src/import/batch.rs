@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::record::{self, Advance};
 use crate::error::{RolledBack, WriteError};
 use crate::failed::Reason;
-use crate::rules::Guard;
+use crate::rules::{Guard, Loss};
+use crate::sync::drop_quietly;
 use crate::transaction::{Fault, WriteTransaction};
 
 /// An entry and its place in the stream.
@@ -106,10 +107,12 @@ pub(super) enum Extent {
 
 /// What a batch has done, if its group commits.
 pub(super) struct BatchDone<T, E> {
-    pub(super) outcomes: Vec<(u64, Result<T, EntryFault<E>>)>,
+    pub(super) outcomes: Outcomes<T, E>,
     /// The position in the chunk where the next batch begins.
     pub(super) end: usize,
     pub(super) run: Duration,
+    /// An entry failed half-way, and some were applied again.
+    pub(super) was_undone: bool,
 }
 
 /// An entry that failed, with the reason as it may be shown.
@@ -126,44 +129,141 @@ pub(super) enum BatchFault<E> {
     Record(rusqlite::Error),
 }
 
+/// So many entries share a savepoint where none is expected to fail half-way.
+const RUN_MAX: usize = 64;
+
 /// Applies the next entries of a chunk, each isolated from the others.
+///
+/// With [`Guard::Bare`] a run of entries shares a savepoint; once one of them fails after it has written, its run is
+/// undone and applied again, and from there on each entry has a savepoint of its own.
 pub(super) fn run<I, T, E>(
     tx: &mut WriteTransaction<'_>,
     chunk: &Chunk<I>,
     extent: Extent,
+    mut guard: Guard,
     bookmark: Bookmark,
     apply: &impl Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E>,
 ) -> Result<BatchDone<T, E>, BatchFault<E>>
 where
     E: std::error::Error + 'static,
 {
-    let started = Instant::now();
-    let mut outcomes = Vec::new();
-    let mut end = chunk.entries.len();
-    for (position, entry) in chunk.rest() {
-        if is_spent(extent, started.elapsed(), outcomes.len()) {
-            end = position;
+    let pace = Pace { extent, started: Instant::now() };
+    let rest: Vec<_> = chunk.rest().collect();
+    let mut outcomes = Vec::with_capacity(rest.len());
+    let mut was_undone = false;
+    while outcomes.len() < rest.len() {
+        let next = &rest[outcomes.len()..];
+        let done = outcomes.len();
+        let applied = match (guard, extent) {
+            (Guard::Bare, Extent::Budget(_) | Extent::Chunk) => {
+                let run = &next[..next.len().min(RUN_MAX)];
+                match tx.savepoint(|tx| apply_each(tx, run, guard, pace, done, apply)) {
+                    Err(Stop::Unguarded) => {
+                        (guard, was_undone) = (Guard::Savepoint, true);
+                        continue;
+                    }
+                    applied => applied,
+                }
+            }
+            _ => apply_each(tx, next, guard, pace, done, apply),
+        };
+        match applied {
+            Ok(applied) if applied.is_empty() => break,
+            Ok(applied) => outcomes.extend(applied),
+            Err(Stop::Entry(position, fault)) => {
+                tx.is_told_by_the_import();
+                return Err(BatchFault::Entry(position, fault));
+            }
+            Err(Stop::Unguarded) => unreachable!("it is applied again"),
+            // A savepoint of the run itself; the first entry stands for it.
+            Err(Stop::Savepoint(error)) => {
+                tx.is_told_by_the_import();
+                let error = RolledBack::GroupLost(error.into()).into();
+                return Err(BatchFault::Entry(next[0].0, EntryFault { error, reason: Reason::default() }));
+            }
+        }
+    }
+    let end = rest.get(outcomes.len()).map_or(chunk.entries.len(), |(position, _)| *position);
+    let by = advance(chunk, &outcomes, end, bookmark);
+    record::advance(tx, bookmark.number, &by).map_err(BatchFault::Record)?;
+    Ok(BatchDone { outcomes, end, run: pace.started.elapsed(), was_undone })
+}
+
+/// How fast the entries of a batch go.
+#[derive(Clone, Copy)]
+struct Pace {
+    extent: Extent,
+    started: Instant,
+}
+
+impl Pace {
+    /// Whether one more entry would take too long, after so many.
+    fn is_spent(self, done: usize) -> bool {
+        match (self.extent, u32::try_from(done)) {
+            (Extent::Budget(budget), Ok(done)) if done > 0 => {
+                let elapsed = self.started.elapsed();
+                elapsed + elapsed / done > budget
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Why no further entry is applied.
+enum Stop<E> {
+    /// An entry has failed that had written, and had no savepoint of its own.
+    Unguarded,
+    /// The entry at this position costs the whole batch.
+    Entry(usize, EntryFault<E>),
+    /// The savepoint of a run failed.
+    Savepoint(rusqlite::Error),
+}
+
+impl<E> From<rusqlite::Error> for Stop<E> {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Savepoint(error)
+    }
+}
+
+type Outcomes<T, E> = Vec<(u64, Result<T, EntryFault<E>>)>;
+
+/// Applies one entry after the other, until the time is up; `done` are done already.
+fn apply_each<I, T, E>(
+    tx: &mut WriteTransaction<'_>,
+    entries: &[(usize, &Entry<I>)],
+    guard: Guard,
+    pace: Pace,
+    done: usize,
+    apply: &impl Fn(&mut WriteTransaction<'_>, &I) -> Result<T, E>,
+) -> Result<Outcomes<T, E>, Stop<E>>
+where
+    E: std::error::Error + 'static,
+{
+    let is_all_or_nothing = matches!(pace.extent, Extent::AllOrNothing);
+    let mut outcomes = Vec::with_capacity(entries.len());
+    for &(position, entry) in entries {
+        if pace.is_spent(done + outcomes.len()) {
             break;
         }
-        let outcome = match tx.run(Guard::Savepoint, |tx| apply(tx, &entry.item)) {
+        let outcome = match tx.run(guard, |tx| apply(tx, &entry.item)) {
             Ok(value) => Ok(value),
             Err(Fault { error, loss }) => {
                 let reason = tx.take_reason().map(|reason| *reason).unwrap_or_default();
-                let costs_all =
-                    loss.is_some() || is_environmental(&error) || matches!(extent, Extent::AllOrNothing);
+                if loss == Some(Loss::Unguarded) && !is_all_or_nothing {
+                    drop_quietly(error);
+                    return Err(Stop::Unguarded);
+                }
+                let costs_all = loss.is_some() || is_environmental(&error) || is_all_or_nothing;
                 let fault = EntryFault { error, reason };
                 if costs_all {
-                    tx.is_told_by_the_import();
-                    return Err(BatchFault::Entry(position, fault));
+                    return Err(Stop::Entry(position, fault));
                 }
                 Err(fault)
             }
         };
         outcomes.push((entry.index, outcome));
     }
-    let by = advance(chunk, &outcomes, end, bookmark);
-    record::advance(tx, bookmark.number, &by).map_err(BatchFault::Record)?;
-    Ok(BatchDone { outcomes, end, run: started.elapsed() })
+    Ok(outcomes)
 }
 
 /// What the record has to say of a batch.
@@ -201,11 +301,4 @@ pub(super) fn is_environmental<E>(error: &WriteError<E>) -> bool {
                 | RolledBack::DeadlineExceeded { .. }
         )
     )
-}
-
-fn is_spent(extent: Extent, elapsed: Duration, done: usize) -> bool {
-    match (extent, u32::try_from(done)) {
-        (Extent::Budget(budget), Ok(done)) if done > 0 => elapsed + elapsed / done > budget,
-        _ => false,
-    }
 }

@@ -22,6 +22,7 @@ use crate::error::{NotStarted, Outcome, WriteError};
 use crate::failed::{FailedCommand, Reason};
 use crate::lane::Lane;
 use crate::message::{Committed, Timing};
+use crate::rules::Guard;
 use crate::service::Service;
 use crate::sync::sleep;
 use crate::transaction::WriteTransaction;
@@ -32,6 +33,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How many failed preparations are at most kept before they are written down.
 const UNPREPARED_MAX: usize = 256;
+
+/// For how many batches each entry keeps a savepoint of its own after one has failed half-way.
+const GUARDED_BATCHES: u32 = 16;
 
 /// After so many entries others get their turn, however fast they come.
 const YIELD_EVERY: u64 = 64;
@@ -57,6 +61,10 @@ pub(super) struct Driver<F, O, E> {
     lost_in_a_row: u32,
     /// What the last batches' COMMITs took, on average: not available to entries.
     commit: Duration,
+    /// How many prepared entries may wait.
+    buffer: usize,
+    /// For so many batches more each entry has a savepoint of its own.
+    guarded_batches: u32,
 }
 
 type Reply<T, E> = Result<Committed<BatchDone<T, E>>, WriteError<BatchFault<E>>>;
@@ -74,6 +82,7 @@ where
         observe: O,
     ) -> Self {
         let label = settings.label.clone();
+        let buffer = settings.buffer();
         let id = settings.id.clone().unwrap_or_else(|| service.imports.new_id(&label));
         Self {
             wishes: strings.control.wishes(),
@@ -87,6 +96,8 @@ where
             arrived: 0,
             lost_in_a_row: 0,
             commit: Duration::ZERO,
+            buffer,
+            guarded_batches: 0,
         }
     }
 
@@ -205,7 +216,7 @@ where
                 return self.check_end();
             }
             let goes_on = wish == Wish::Run && self.check_failures().is_ok() && !entries.is_done();
-            let has_room = goes_on && ready.len() < self.settings.buffer() && !self.has_many_unprepared();
+            let has_room = goes_on && ready.len() < self.buffer && !self.has_many_unprepared();
             if self.arrived.is_multiple_of(YIELD_EVERY) {
                 yield_now().await;
             }
@@ -280,8 +291,10 @@ where
     {
         let (service, label) = (self.service.clone(), self.settings.label.clone());
         let extent = self.settings.extent(service.config.bulk_hold_target, self.commit);
+        let guard = if self.guarded_batches > 0 { Guard::Savepoint } else { Guard::Bare };
         let (bookmark, apply) = (self.journal.bookmark(), self.apply.clone());
-        let work = move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, bookmark, &*apply);
+        let work =
+            move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, guard, bookmark, &*apply);
         Box::pin(async move {
             let batch: Write<'_, _, Async> = Write::new(&service, label, Lane::Bulk, Rerunnable::new(work));
             batch.committed().await
@@ -296,6 +309,7 @@ where
         match reply {
             Ok(committed) => {
                 chunk.advance_to(committed.value.end);
+                self.learn(&committed.value, chunk.is_done());
                 self.accept(committed);
                 Ok(())
             }
@@ -310,6 +324,16 @@ where
             }
             Err(WriteError::Command(BatchFault::Record(error))) => Err(ImportFailure::Record(error)),
             Err(error) => self.bear(error.map_command(|_| LostBatch { extended_code: None }).into()).await,
+        }
+    }
+
+    /// Learns from a batch how to make the next ones.
+    fn learn<T>(&mut self, done: &BatchDone<T, E>, was_all: bool) {
+        self.guarded_batches =
+            if done.was_undone { GUARDED_BATCHES } else { self.guarded_batches.saturating_sub(1) };
+        if was_all && done.run < self.service.config.bulk_hold_target / 2 {
+            // There was time for more.
+            self.buffer = self.buffer.max((self.buffer * 2).min(self.settings.buffer_max()));
         }
     }
 

@@ -155,9 +155,9 @@ impl<S> Import<S> {
     }
 
     /// Limits how many prepared entries gather while a batch is on its way, which may hold as many again.
-    /// Default: 256.
+    /// Default: 256, and up to 8,192 where entries take so little time that a batch has room for more.
     pub fn buffer(mut self, entries: usize) -> Self {
-        self.settings.buffer = entries.max(1);
+        self.settings.buffer = Some(entries.max(1));
         self
     }
 

@@ -7,13 +7,19 @@ use super::record::ImportId;
 use super::{ALL_OR_NOTHING_ENTRIES_MAX, Batch, OnError};
 use crate::label::Label;
 
+const BUFFER: usize = 256;
+
+/// What takes so little time takes little memory too.
+const BUFFER_MAX: usize = 8_192;
+
 pub(super) struct Settings {
     pub(super) label: Label,
     /// Given by the caller, who may run the import again under it.
     pub(super) id: Option<ImportId>,
     pub(super) batch: Batch,
     pub(super) on_error: OnError,
-    pub(super) buffer: usize,
+    /// If it was chosen.
+    pub(super) buffer: Option<usize>,
     pub(super) lost_batches_max: u32,
     pub(super) failures_kept: usize,
 }
@@ -25,19 +31,28 @@ impl Settings {
             id: None,
             batch: Batch::default(),
             on_error: OnError::default(),
-            buffer: 256,
+            buffer: None,
             lost_batches_max: 5,
             failures_kept: 1_000,
         }
     }
 
-    /// How many prepared entries may wait.
+    /// How many prepared entries may wait at first.
     pub(super) fn buffer(&self) -> usize {
+        let buffer = self.buffer.unwrap_or(BUFFER);
         match (self.on_error, self.batch) {
             // One more than allowed, to see that there are too many.
             (OnError::AllOrNothing, _) => ALL_OR_NOTHING_ENTRIES_MAX + 1,
-            (_, Batch::Fixed(entries)) => self.buffer.max(entries),
-            (_, Batch::Adaptive) => self.buffer,
+            (_, Batch::Fixed(entries)) => buffer.max(entries),
+            (_, Batch::Adaptive) => buffer,
+        }
+    }
+
+    /// How many may wait where they take so little time that more fit into a batch.
+    pub(super) fn buffer_max(&self) -> usize {
+        match (self.batch, self.buffer) {
+            (Batch::Adaptive, None) => BUFFER_MAX,
+            _ => 0,
         }
     }
 
