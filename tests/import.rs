@@ -118,7 +118,11 @@ async fn entries_that_fail_half_way_cost_themselves_only_wherever_they_are() {
     let mut xs = db.xs().await;
     xs.sort_unstable();
     assert_eq!(xs, expected);
-    assert_eq!(applied.load(Ordering::Relaxed), 350, "the run up to the first of them twice, and nothing else");
+    assert_eq!(
+        applied.load(Ordering::Relaxed),
+        350,
+        "the run up to the first of them twice, and nothing else"
+    );
 }
 
 #[tokio::test]

@@ -34,6 +34,13 @@ struct Room {
     bytes_max: usize,
 }
 
+impl Room {
+    /// Whether a command has a place, which it takes before it is sent.
+    fn is_taken(&self) -> bool {
+        Lane::ALL.into_iter().any(|lane| self.lanes[lane].commands.available_permits() < self.commands_max)
+    }
+}
+
 struct LaneRoom {
     commands: Semaphore,
     bytes: Semaphore,
@@ -170,7 +177,9 @@ pub(super) struct Inbox {
 impl Inbox {
     /// Waits for a message.
     pub(super) fn wait(&self) -> Option<Message> {
-        self.patience.look_for(|| self.receiver.try_recv().ok()).or_else(|| self.receiver.recv().ok())
+        // Not at the channel, where a sender would find it locked.
+        self.patience.look_for(|| self.room.is_taken());
+        self.receiver.recv().ok()
     }
 
     /// Wakes the writer, if it waits.

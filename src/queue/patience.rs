@@ -28,24 +28,22 @@ impl Patience {
         Self { in_vain: AtomicU32::new(0), has_cores }
     }
 
-    /// Stays awake for a moment, if that is likely to be worth while, for what `look` may find.
-    pub(super) fn look_for<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
+    /// Stays awake for a moment, if that is likely to be worth while, until `has_come`.
+    pub(super) fn look_for(&self, has_come: impl Fn() -> bool) {
         // Only the writer waits.
         let in_vain = self.in_vain.load(Ordering::Relaxed);
         if !self.has_cores || (in_vain >= VAIN_MAX && !in_vain.is_multiple_of(RETRY)) {
             self.in_vain.store(in_vain.wrapping_add(1), Ordering::Relaxed);
-            return None;
+            return;
         }
         let since = Instant::now();
         while since.elapsed() < AWAKE_MAX {
-            if let Some(found) = look() {
-                self.in_vain.store(0, Ordering::Relaxed);
-                return Some(found);
+            if has_come() {
+                return self.in_vain.store(0, Ordering::Relaxed);
             }
             // Whoever has something to do on this core goes first.
             yield_now();
         }
         self.in_vain.store(in_vain.wrapping_add(1), Ordering::Relaxed);
-        None
     }
 }
