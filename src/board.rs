@@ -1,12 +1,12 @@
 //! What the writer lets everyone see: who holds it, what it measured, how far it got, whether it still writes.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{Checkpoints, Config};
 use crate::error::Cause;
 use crate::failed::{FailedCommand, FailedCommands, Reason};
 use crate::health::BreakerState;
@@ -226,6 +226,10 @@ pub(crate) struct WalGauge {
     pages: AtomicU64,
     pages_max: AtomicU64,
     page_bytes: AtomicU64,
+    /// How many of them the last checkpoint has copied.
+    copied: AtomicU64,
+    /// Somebody reads what is to be written over.
+    is_pinned: AtomicBool,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) checkpoints_blocked: AtomicU64,
     pub(crate) restarts: AtomicU64,
@@ -239,6 +243,30 @@ impl WalGauge {
     pub(crate) fn set_pages(&self, pages: u64) {
         self.pages.store(pages, Ordering::Relaxed);
         self.pages_max.fetch_max(pages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_copied(&self, pages: u64) {
+        self.copied.store(pages, Ordering::Relaxed);
+    }
+
+    /// The pages that no checkpoint has copied yet.
+    pub(crate) fn pages_left(&self) -> u64 {
+        self.pages().saturating_sub(self.copied.load(Ordering::Relaxed))
+    }
+
+    /// Whether what can wait should wait until a checkpoint has caught up.
+    pub(crate) fn is_crowded(&self, config: &Config) -> bool {
+        config.checkpoints == Checkpoints::Service
+            && self.bytes() >= config.wal_target_bytes / 4 * 3
+            && !self.is_pinned()
+    }
+
+    pub(crate) fn set_pinned(&self, is_pinned: bool) {
+        self.is_pinned.store(is_pinned, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.is_pinned.load(Ordering::Relaxed)
     }
 
     pub(crate) fn pages(&self) -> u64 {

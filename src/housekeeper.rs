@@ -193,7 +193,7 @@ impl Housekeeper {
 const PASSES_MAX: usize = 4;
 
 /// As many pages the writer copies and syncs in a millisecond or two.
-const LEFT_TO_WRITER: u64 = 256;
+pub(crate) const LEFT_TO_WRITER: u64 = 256;
 
 struct House {
     connection: Connection,
@@ -216,6 +216,8 @@ impl House {
                 let mut restarts = lock(&self.line.checkpointing);
                 if self.checkpoint() && restarts.is_due() {
                     self.line.restart.store(true, Ordering::Release);
+                    // It may be idle, and has the time.
+                    self.queue.ring();
                 }
             }
             self.take_back_the_late();
@@ -289,12 +291,10 @@ impl House {
     fn checkpoint(&self) -> bool {
         for _ in 0..PASSES_MAX {
             let Some(done) = self.pass() else { return false };
-            let added = self.board.wal.pages().saturating_sub(done.copied_pages);
-            if !self.board.wal.is_near_target(&self.config)
-                || done.blocked
-                || done.copied_pages < done.wal_pages
-                || added < LEFT_TO_WRITER
-            {
+            let wal = &self.board.wal;
+            wal.set_copied(done.copied_pages);
+            let is_pinned = done.blocked || done.copied_pages < done.wal_pages;
+            if is_pinned || wal.pages_left() < LEFT_TO_WRITER || !wal.is_near_target(&self.config) {
                 break;
             }
         }

@@ -24,7 +24,7 @@ use crate::lane::Lane;
 use crate::message::{Committed, Timing};
 use crate::rules::Guard;
 use crate::service::Service;
-use crate::sync::sleep;
+use crate::sync::{after, sleep};
 use crate::transaction::WriteTransaction;
 use crate::write::{Async, Write};
 
@@ -36,6 +36,10 @@ const UNPREPARED_MAX: usize = 256;
 
 /// For how many batches each entry keeps a savepoint of its own after one has failed half-way.
 const GUARDED_BATCHES: u32 = 16;
+
+/// While checkpoints have to catch up, a batch waits: else the writer would have to do it, and everyone would wait.
+const CROWDED_PAUSE: Duration = Duration::from_millis(5);
+const CROWDED_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// After so many entries others get their turn, however fast they come.
 const YIELD_EVERY: u64 = 64;
@@ -296,6 +300,10 @@ where
         let work =
             move |tx: &mut WriteTransaction<'_>| batch::run(tx, &chunk, extent, guard, bookmark, &*apply);
         Box::pin(async move {
+            let limit = after(CROWDED_PAUSE_MAX);
+            while service.board.wal.is_crowded(&service.config) && Instant::now() < limit {
+                sleep(CROWDED_PAUSE).await;
+            }
             let batch: Write<'_, _, Async> = Write::new(&service, label, Lane::Bulk, Rerunnable::new(work));
             batch.committed().await
         })

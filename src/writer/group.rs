@@ -312,7 +312,7 @@ impl Writer {
         self.charge(&group, commit);
         self.record_commit(&group, commit, hold);
         let token = self.board.committed();
-        self.last_group_commands = group.members.len();
+        self.usual_group += (group.members.len() as f64 - self.usual_group) / 16.0;
         let mut callers = Callers::default();
         for mut member in group.members.drain(..) {
             if let Some(reason) = member.reason.take() {

@@ -70,7 +70,8 @@ pub(crate) struct Writer {
     /// Set when the service closes: what is not finished by then is answered as not started.
     drain_until: Option<Instant>,
     not_reached: u64,
-    last_group_commands: usize,
+    /// How many commands a group has, of late: an average.
+    usual_group: f64,
     /// The room of the last group, for the next.
     members: Vec<Member>,
     /// The size of the WAL when a checkpoint was last asked for.
@@ -240,7 +241,7 @@ impl Writer {
             unsynced_groups: false,
             drain_until: None,
             not_reached: 0,
-            last_group_commands: 0,
+            usual_group: 0.0,
             members: Vec::new(),
             wal_pages_seen: 0,
             #[cfg(feature = "sabotage")]
@@ -356,7 +357,10 @@ impl Writer {
         }
         match self.wait() {
             Found::Command => {}
-            Found::Nothing => return ControlFlow::Continue(()),
+            Found::Nothing => {
+                self.tend_wal(store);
+                return ControlFlow::Continue(());
+            }
             Found::End => return ControlFlow::Break(SessionEnd::Drained),
         }
         if self.drain_until().is_some_and(|limit| Instant::now() >= limit) {

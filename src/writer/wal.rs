@@ -10,6 +10,7 @@ use super::store::Store;
 use crate::config::Checkpoints;
 use crate::connection;
 use crate::holder::Phase;
+use crate::housekeeper::LEFT_TO_WRITER;
 use crate::sync::lock;
 
 /// How long the writer waits for readers to leave the WAL when it begins it anew.
@@ -18,8 +19,8 @@ const RESTART_WAIT: Duration = Duration::from_millis(20);
 /// The same once the WAL has reached its target.
 const RESTART_WAIT_AT_TARGET: Duration = Duration::from_millis(100);
 
-/// A group of more commands than this shows that many would wait.
-const FEW: usize = 8;
+/// Groups of more commands than this show that many would wait.
+const FEW: f64 = 8.0;
 
 /// Reads that have just begun are spared when the WAL has reached its limit.
 const SPARED_READ_AGE: Duration = Duration::from_secs(1);
@@ -35,6 +36,7 @@ impl Writer {
         if pages < self.board.wal.pages() {
             // SQLite has begun it anew by itself, as it does when it is wholly copied and unread.
             self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
+            self.board.wal.set_copied(0);
             self.wal_pages_seen = 0;
         }
         self.board.wal.set_pages(pages);
@@ -50,19 +52,34 @@ impl Writer {
             } else {
                 self.housekeeping.postpone_restart();
             }
-        } else if pages - self.wal_pages_seen >= self.config.checkpoint_pages.into() {
+        } else if self.is_time_for_checkpoint() {
             self.wal_pages_seen = pages;
             self.housekeeping.checkpoint();
         }
     }
 
-    /// Whether the WAL should begin anew after this checkpoint, and not after the next: few have to wait for it, or the
-    /// next might come too late for the target.
+    /// A checkpoint syncs the database file, and a COMMIT that syncs the WAL meanwhile waits for it. Few commands at a
+    /// time wait for less with many short checkpoints. Of many at a time each short one would meet as many as a long one.
+    fn is_time_for_checkpoint(&self) -> bool {
+        let wal = &self.board.wal;
+        let pages = u64::from(self.config.checkpoint_pages);
+        let pages = if self.is_light_load() { pages.div_ceil(4) } else { pages };
+        wal.pages() - self.wal_pages_seen >= pages
+            || (wal.is_near_target(&self.config) && wal.pages_left() >= LEFT_TO_WRITER && !wal.is_pinned())
+    }
+
+    /// Whether the WAL should begin anew after this checkpoint, and not after the next: it does not take long, and few
+    /// have to wait for it or the next might come too late for the target.
     ///
-    /// They wait until the little that was written during the checkpoint is copied and synced. That takes about as long
-    /// however much was written before it, so where many would wait it is done as rarely as the target allows.
+    /// They wait until what was written during the checkpoint is copied and synced. That takes about as long however much
+    /// was written before it, so where many would wait it is done as rarely as the target allows.
     fn has_time_for_restart(&self) -> bool {
-        self.last_group_commands <= FEW || self.board.wal.is_near_target(&self.config)
+        let wal = &self.board.wal;
+        wal.pages_left() < 2 * LEFT_TO_WRITER && (self.is_light_load() || wal.is_near_target(&self.config))
+    }
+
+    fn is_light_load(&self) -> bool {
+        self.usual_group <= FEW
     }
 
     /// Whether nothing may be written for now: the WAL is at its limit, and somebody keeps it there.
@@ -97,6 +114,7 @@ impl Writer {
         self.board.hold(Phase::Checkpoint, Instant::now());
         self.housekeeping.clone().restart(|| self.try_restart(store, wait));
         self.board.let_go();
+        self.board.wal.set_pinned(self.housekeeping.is_pinned());
         self.wal_pages_seen = self.board.wal.pages();
     }
 
@@ -113,6 +131,7 @@ impl Writer {
                 self.board.wal.restarts.fetch_add(1, Ordering::Relaxed);
                 lock(&self.board.stats).wal_restart.record(started.elapsed());
                 connection::reset_wal_pages();
+                self.board.wal.set_copied(0);
                 self.board.wal.set_pages(0);
                 // It syncs the WAL before it copies, and nothing is left in it.
                 self.unsynced_groups = false;
