@@ -286,15 +286,15 @@ impl House {
 
     /// Copies what it can and syncs the file; false if that is not done.
     ///
-    /// If the WAL is to begin anew, then also what was added meanwhile, which is less each time: what is left the writer
-    /// copies and syncs, while everyone waits.
+    /// And then what was added meanwhile, which is less each time: what is left the writer copies and syncs, while
+    /// everyone waits.
     fn checkpoint(&self) -> bool {
         for _ in 0..PASSES_MAX {
             let Some(done) = self.pass() else { return false };
             let wal = &self.board.wal;
             wal.set_copied(done.copied_pages);
             let is_pinned = done.blocked || done.copied_pages < done.wal_pages;
-            if is_pinned || wal.pages_left() < LEFT_TO_WRITER || !wal.is_near_target(&self.config) {
+            if is_pinned || wal.pages_left() < LEFT_TO_WRITER {
                 break;
             }
         }

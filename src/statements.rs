@@ -85,6 +85,7 @@ impl Statements for RecentStatements<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 

@@ -68,14 +68,15 @@ impl Writer {
             || (wal.is_near_target(&self.config) && wal.pages_left() >= LEFT_TO_WRITER && !wal.is_pinned())
     }
 
-    /// Whether the WAL should begin anew after this checkpoint, and not after the next: it does not take long, and few
-    /// have to wait for it or the next might come too late for the target.
+    /// Whether the WAL should begin anew after this checkpoint, and not after the next.
     ///
-    /// They wait until what was written during the checkpoint is copied and synced. That takes about as long however much
-    /// was written before it, so where many would wait it is done as rarely as the target allows.
+    /// Everyone waits until what was written during the checkpoint is copied and synced. That takes about as long however
+    /// much was written before it, so where many would wait it is done as rarely as the target allows; but not where each
+    /// COMMIT syncs the WAL, since a file that grows takes twice as long to sync as one that is written over.
     fn has_time_for_restart(&self) -> bool {
         let wal = &self.board.wal;
-        wal.pages_left() < 2 * LEFT_TO_WRITER && (self.is_light_load() || wal.is_near_target(&self.config))
+        let is_time = !self.unsynced_groups || self.is_light_load() || wal.is_near_target(&self.config);
+        is_time && wal.pages_left() < 2 * LEFT_TO_WRITER
     }
 
     fn is_light_load(&self) -> bool {
