@@ -256,9 +256,7 @@ impl WalGauge {
 
     /// Whether what can wait should wait until a checkpoint has caught up.
     pub(crate) fn is_crowded(&self, config: &Config) -> bool {
-        config.checkpoints == Checkpoints::Service
-            && self.bytes() >= config.wal_target_bytes / 4 * 3
-            && !self.is_pinned()
+        config.checkpoints == Checkpoints::Service && self.is_near_target(config) && !self.is_pinned()
     }
 
     pub(crate) fn set_pinned(&self, is_pinned: bool) {
@@ -279,8 +277,7 @@ impl WalGauge {
 
     /// Whether another checkpoint might come too late for the target.
     pub(crate) fn is_near_target(&self, config: &Config) -> bool {
-        let until_next = u64::from(config.checkpoint_pages) * 3 / 2 * self.page_bytes();
-        self.bytes().saturating_add(until_next) >= config.wal_target_bytes
+        self.bytes() >= config.wal_target_bytes / 4 * 3
     }
 
     pub(crate) fn bytes(&self) -> u64 {

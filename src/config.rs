@@ -165,8 +165,10 @@ pub struct Config {
     /// Checkpoints usually keep it far below. Where they fall behind, the writer waits for them here.
     pub wal_target_bytes: u64,
 
-    /// How many pages are written to the WAL between two checkpoints, after each of which it begins anew.
-    /// Default: 4,000 (16 MiB with pages of 4 KiB).
+    /// How many pages are written to the WAL between two checkpoints. Default: 4,000 (16 MiB with pages of 4 KiB).
+    ///
+    /// A quarter of that while groups are small. After a checkpoint the WAL begins anew; where many commands wait and
+    /// their COMMITs do not sync, only once it is near its target.
     ///
     /// Fewer mean more syncs of the database file. More mean a WAL that grows for longer before it is written
     /// over, and a file that grows takes twice as long to sync as one that does not.

@@ -44,9 +44,10 @@ impl Writer {
             return;
         }
         let is_full = self.board.wal.bytes() >= self.config.wal_target_bytes;
-        if is_full && !self.housekeeping.is_pinned() {
+        let is_due = self.housekeeping.restart_is_due();
+        if is_full && (is_due || !self.housekeeping.is_pinned()) {
             self.restart_wal(store, RESTART_WAIT_AT_TARGET);
-        } else if self.housekeeping.restart_is_due() {
+        } else if is_due {
             if self.has_time_for_restart() {
                 self.restart_wal(store, RESTART_WAIT);
             } else {
@@ -64,8 +65,10 @@ impl Writer {
         let wal = &self.board.wal;
         let pages = u64::from(self.config.checkpoint_pages);
         let pages = if self.is_light_load() { pages.div_ceil(4) } else { pages };
+        // The last one left too much to begin the WAL anew.
+        let was_not_enough = (LEFT_TO_WRITER..wal.pages()).contains(&wal.pages_left());
         wal.pages() - self.wal_pages_seen >= pages
-            || (wal.is_near_target(&self.config) && wal.pages_left() >= LEFT_TO_WRITER && !wal.is_pinned())
+            || (was_not_enough && wal.is_near_target(&self.config) && !wal.is_pinned())
     }
 
     /// Whether the WAL should begin anew after this checkpoint, and not after the next.
