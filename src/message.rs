@@ -299,6 +299,11 @@ impl<W: Work> Job for Pending<W> {
     }
 
     fn answer(&self, fate: Fate) -> Option<Caller> {
+        if !matches!(fate, Fate::Committed(..)) {
+            // What it holds is free again when it is known that it won't run, whenever the caller asks.
+            let work = lock(&self.command).work.take();
+            drop_quietly(work);
+        }
         let mut answer = lock(&self.answer);
         answer.fate = Some(fate);
         answer.caller.take()

@@ -3,10 +3,10 @@
 
 mod common;
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use common::{Gate, HANG, TestDb, add, insert, soon};
+use common::{Gate, HANG, TestDb, add, insert, soon, until};
 use futures_util::FutureExt;
 use solewriter::{NotStarted, OnDrop, Outcome, Retry, RolledBack, WriteError};
 
@@ -179,4 +179,21 @@ async fn a_deadline_beyond_all_time_is_none() {
     let read = db.read("patient", |_| Ok(())).wait_max(Duration::MAX);
     soon(read).await.unwrap();
     db.shutdown(solewriter::Drain::within(Duration::MAX)).await.unwrap();
+}
+
+// The closure of a command that is refused is gone with the answer, though nobody has asked for that yet.
+#[tokio::test]
+async fn what_a_command_holds_that_never_runs_is_free_again_at_once() {
+    let db = TestDb::open().await;
+    let gate = Gate::close(&db).await;
+    let held = Arc::new(());
+    let holds = held.clone();
+    let command = db.write("late", move |_| {
+        drop(holds);
+        Ok(())
+    });
+    let receipt = command.deadline(Duration::from_millis(1)).submit().await.unwrap();
+    until("it is free again", || Arc::strong_count(&held) == 1).await;
+    soon(receipt).await.unwrap_err();
+    gate.open().await;
 }

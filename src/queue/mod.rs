@@ -69,7 +69,7 @@ impl Queue {
     /// Waits until a command waits in a lane, or until `limit`.
     pub(crate) fn wait(&self, limit: Option<Instant>) -> Found {
         loop {
-            {
+            let freed = {
                 let mut waiting = self.lock();
                 self.take_in(&mut waiting);
                 if !waiting.lanes.is_empty() {
@@ -82,7 +82,9 @@ impl Queue {
                     return Found::Nothing;
                 }
                 waiting.writer_listens = true;
-            }
+                std::mem::take(&mut waiting.freed)
+            };
+            self.inbox.give_back(freed);
             let message = match limit {
                 None => self.inbox.wait(),
                 Some(limit) => self.inbox.wait_until(limit),
