@@ -7,7 +7,7 @@ use crate::rows::transactions;
 use crate::statement::Statement;
 
 /// The application's tables, indexes and triggers.
-pub const SCHEMA: &str = include_str!("marketplace.sql");
+pub const SCHEMA: &str = include_str!("../../../../examples/marketplace/schema.sql");
 
 /// How many entries the application commits together.
 pub const ENTRIES_PER_TRANSACTION: usize = 10;
