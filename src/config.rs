@@ -142,7 +142,7 @@ pub struct Config {
     /// How many read-only connections are kept open. Default: 5.
     pub readers: usize,
 
-    /// How many more may be opened while all of these are in use. Default: 10.
+    /// How many more may be opened for reads that have waited 2 ms while all of these are in use. Default: 10.
     pub readers_overflow: usize,
 
     /// How long a read waits for a free connection. Default: 10 s.

@@ -10,7 +10,7 @@ use tracing::{Instrument, debug_span};
 
 use crate::error::ReadError;
 use crate::label::Label;
-use crate::reader::{CheckOutError, CheckedOut, HeldSnapshot, Request, Running, Turn};
+use crate::reader::{HeldSnapshot, Request};
 use crate::service::Service;
 use crate::sync::{after, block_on, block_on_until, until};
 use crate::token::CommitToken;
@@ -113,7 +113,7 @@ impl<'db, F, M> Read<'db, F, M> {
 /// How long something waits for a connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
-    asked: Instant,
+    pub(crate) asked: Instant,
     deadline: Option<Instant>,
     pub(crate) limit: Instant,
 }
@@ -139,45 +139,6 @@ impl Patience {
     }
 }
 
-/// The right to a connection.
-enum Seat<'db> {
-    Pool(CheckedOut),
-    Snapshot(Turn<'db>),
-}
-
-impl<'db> Source<'db> {
-    /// Waits for a connection.
-    async fn seat(&self) -> Result<Seat<'db>, CheckOutError> {
-        match *self {
-            Self::Pool(service) => service.readers.check_out().await.map(Seat::Pool),
-            Self::Snapshot(snapshot) => Ok(Seat::Snapshot(snapshot.turn().await)),
-        }
-    }
-}
-
-impl Seat<'_> {
-    fn read<F, T, E>(self, request: Request, closure: F) -> Running<T, E>
-    where
-        F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
-        T: Send + 'static,
-        E: Send + 'static,
-    {
-        match self {
-            Self::Pool(reader) => reader.read(request, closure),
-            Self::Snapshot(turn) => turn.read(request, closure),
-        }
-    }
-}
-
-impl<E> From<CheckOutError> for ReadError<E> {
-    fn from(error: CheckOutError) -> Self {
-        match error {
-            CheckOutError::Closed => Self::Closed,
-            CheckOutError::Connection(cause) => Self::Connection(cause),
-        }
-    }
-}
-
 impl<'db, F, T, E> IntoFuture for Read<'db, F, Async>
 where
     F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
@@ -192,9 +153,17 @@ where
         let read = async move {
             self.check_token()?;
             let patience = self.patience();
-            let seat = until(patience.limit, self.source.seat()).await;
-            let seat = seat.ok_or_else(|| patience.is_over())??;
-            seat.read(self.request(patience), self.closure).await
+            let request = self.request(patience);
+            match self.source {
+                Source::Pool(service) => {
+                    let read = service.readers.read(request, self.closure).answered(patience.limit);
+                    read.await.unwrap_or_else(|| Err(patience.is_over()))
+                }
+                Source::Snapshot(snapshot) => {
+                    let turn = until(patience.limit, snapshot.turn()).await;
+                    turn.ok_or_else(|| patience.is_over())?.read(request, self.closure).await
+                }
+            }
         };
         Box::pin(read.instrument(span))
     }
@@ -214,9 +183,17 @@ where
         self.check_token()?;
         let _span = debug_span!("read", label = &*self.label).entered();
         let patience = self.patience();
-        let seat = block_on_until(self.source.seat(), patience.limit);
-        let seat = seat.ok_or_else(|| patience.is_over())??;
-        block_on(seat.read(self.request(patience), self.closure))
+        let request = self.request(patience);
+        match self.source {
+            Source::Pool(service) => {
+                let read = service.readers.read(request, self.closure).wait(patience.limit);
+                read.unwrap_or_else(|| Err(patience.is_over()))
+            }
+            Source::Snapshot(snapshot) => {
+                let turn = block_on_until(snapshot.turn(), patience.limit);
+                block_on(turn.ok_or_else(|| patience.is_over())?.read(request, self.closure))
+            }
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use crate::label::Label;
 use crate::read::{Patience, Read};
 use crate::reader::HeldSnapshot;
 use crate::service::Service;
-use crate::sync::{block_on, block_on_until, until};
 use crate::transaction::ReadTransaction;
 use crate::write::{Async, Blocking};
 
@@ -59,9 +58,8 @@ impl<'db> IntoFuture for OpenSnapshot<'db> {
         Box::pin(async move {
             self.refuse_in_a_fork()?;
             let patience = Patience::new(self.wait_max, None);
-            let reader = until(patience.limit, self.service.readers.check_out()).await;
-            let reader = reader.ok_or_else(|| patience.is_over())??;
-            let held = reader.hold(self.label, self.age_max).await;
+            let held = self.service.readers.hold(self.label, patience.asked, self.age_max);
+            let held = held.answered(patience.limit).await.ok_or_else(|| patience.is_over())?;
             Ok(Snapshot::new(held.unwrap_or(Err(ReadError::Closed))?, self.wait_max))
         })
     }
@@ -75,9 +73,8 @@ impl OpenSnapshot<'_, Blocking> {
     pub fn wait(self) -> Result<Snapshot<Blocking>, ReadError> {
         self.refuse_in_a_fork()?;
         let patience = Patience::new(self.wait_max, None);
-        let reader = block_on_until(self.service.readers.check_out(), patience.limit);
-        let reader = reader.ok_or_else(|| patience.is_over())??;
-        let held = block_on(reader.hold(self.label, self.age_max));
+        let held = self.service.readers.hold(self.label, patience.asked, self.age_max);
+        let held = held.wait(patience.limit).ok_or_else(|| patience.is_over())?;
         Ok(Snapshot::new(held.unwrap_or(Err(ReadError::Closed))?, self.wait_max))
     }
 }

@@ -66,20 +66,19 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Waits for a future until `limit`; `None` means the time is up.
-///
-/// Outside of a Tokio runtime there is no timer, and so no limit.
+/// Whether there is a timer here, as in every Tokio runtime.
+pub(crate) fn has_timer() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
+}
+
+/// Waits for a future until `limit`; `None` means the time is up. Without a timer there is no limit.
 pub(crate) async fn until<F: Future>(limit: Instant, future: F) -> Option<F::Output> {
-    if tokio::runtime::Handle::try_current().is_ok() {
-        tokio::time::timeout_at(limit.into(), future).await.ok()
-    } else {
-        Some(future.await)
-    }
+    if has_timer() { tokio::time::timeout_at(limit.into(), future).await.ok() } else { Some(future.await) }
 }
 
 /// Pauses; outside of a Tokio runtime this blocks the thread.
 pub(crate) async fn sleep(pause: Duration) {
-    if tokio::runtime::Handle::try_current().is_ok() {
+    if has_timer() {
         tokio::time::sleep(pause).await;
     } else {
         thread::sleep(pause);

@@ -143,6 +143,10 @@ impl Pin {
     pub(super) fn pinned(&self) -> &Arc<Pinned> {
         &self.pinned
     }
+
+    pub(super) fn is_snapshot(&self) -> bool {
+        self.pinned.wake.is_some()
+    }
 }
 
 impl Drop for Pin {

@@ -1,45 +1,46 @@
-//! The pool: a bounded checkout in front of connections that have no bound of their own.
+//! The pool: one queue of reads in front of connections that have no bound of their own.
 //!
-//! A connection goes back into the pool on its own thread, right after the closure and before the answer: so
-//! a caller that drops its future neither loses the connection nor hands it out while it is still at work.
+//! A reader that has done its work looks into the queue itself, on its own thread, right after the closure and
+//! before the answer. So a caller that drops its future neither loses the connection nor hands it out while it is
+//! still at work; and under load nobody has to wake a reader.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_rusqlite::Connection as ReaderThread;
 
 use super::pins::{Pin, Pins, Wake};
 use super::thread::{Counted, Reader, post};
+use super::waiting::Waiting;
 use crate::config::Config;
 use crate::connection::Location;
 use crate::error::{Cause, OpenErrorReason, ReadEnd};
 use crate::identity::FileIdentities;
 use crate::label::Label;
 use crate::stats::{DurationHistogram, Stats};
-use crate::sync::{after, block_on, lock};
+use crate::sync::{after, block_on, drop_quietly, lock};
 
 /// How long reads that were ended have to come to an end.
 const END_GRACE: Duration = Duration::from_millis(500);
+/// Where a reader has looked for work within this time, reads are short, and the next one comes in a moment.
+const MOMENT: Duration = Duration::from_micros(200);
 
 pub(crate) struct ReaderPool {
     location: Location,
     config: Config,
-    /// One permit for each read that may run at a time.
-    permits: Arc<Semaphore>,
+    /// As many reads as this can run at the same time; more only take turns.
+    cores: usize,
     pins: Arc<Pins>,
     /// The files that the service has open, `None` if they could not be looked at.
     files: Mutex<Option<FileIdentities>>,
     state: Mutex<PoolState>,
     /// Told when a connection has been closed or given back.
     given_back: Condvar,
-    /// Told when reads may begin again.
-    resumed: Notify,
     /// Whether a connection could not be closed.
     leaked: AtomicBool,
-    wait: Mutex<DurationHistogram>,
     reads: AtomicU64,
 }
 
@@ -49,30 +50,132 @@ struct PoolState {
     idle: Vec<Reader>,
     /// Idle, in use, and being opened or closed.
     open: usize,
+    /// How many of those in use hold a snapshot, and mostly do nothing.
+    snapshots: usize,
+    /// What waits for a reader, by its number in the order of arrival.
+    queue: BTreeMap<u64, Queued>,
+    next_number: u64,
+    /// When a reader has last come for more work.
+    came: Option<Instant>,
+    wait: DurationHistogram,
     /// No read may begin for now.
     suspended: bool,
     closed: bool,
+}
+
+/// A read, or a snapshot with all its reads.
+pub(super) trait Work: Send {
+    /// Runs on the thread of a reader. Returns whether the connection is fit for the next read.
+    fn run(
+        &mut self,
+        reader: &mut Reader,
+        connection: &mut Connection,
+        pin: &Pin,
+        pool: &Arc<ReaderPool>,
+    ) -> bool;
+
+    /// What is left to do once the connection has been given back.
+    fn answer(self: Box<Self>);
+
+    /// Answers instead of running, since there is no reader.
+    fn refuse(self: Box<Self>, cause: Cause);
+}
+
+/// Work on its way to a reader.
+pub(super) struct Order {
+    pub(super) label: Label,
+    pub(super) asked: Instant,
+    /// Tells the thread of a snapshot, which may be waiting for the next read.
+    pub(super) wake: Option<Wake>,
+    pub(super) work: Box<dyn Work>,
+}
+
+struct Queued {
+    order: Order,
+    /// It has waited long enough for the readers at work.
+    hurried: bool,
+}
+
+/// Work with its reader, registered as this pin.
+struct Assigned {
+    reader: Reader,
+    work: Box<dyn Work>,
+    pin: Pin,
+}
+
+/// What becomes of a reader that has done its work.
+enum Next {
+    Work(Assigned),
+    Idle,
+    Close(Reader),
+}
+
+/// A reader that is free, or the right to start one, which is counted as open.
+enum Free {
+    Idle(Reader),
+    New,
 }
 
 impl PoolState {
     fn in_use(&self) -> usize {
         self.open - self.idle.len()
     }
+
+    /// Whether to wait for a reader at work: it is there sooner than another one is woken, and where all cores
+    /// read already, another one would only slow them down.
+    fn counts_on_readers(&self, cores: usize) -> bool {
+        self.in_use().saturating_sub(self.snapshots) >= cores
+            && self.came.is_some_and(|came| came.elapsed() < MOMENT)
+    }
+
+    /// The work that has waited longest and a reader for it; those in `old` are to be closed.
+    fn assign(&mut self, pool: &ReaderPool, old: &mut Vec<Reader>) -> Option<(u64, Order, Free)> {
+        let (&number, first) = self.queue.first_key_value()?;
+        let hurried = first.hurried;
+        if self.suspended || (!hurried && self.counts_on_readers(pool.cores)) {
+            return None;
+        }
+        let free = self.free_reader(&pool.config, hurried, old)?;
+        let order = self.queue.remove(&number)?.order;
+        Some((number, order, free))
+    }
+
+    fn free_reader(&mut self, config: &Config, hurried: bool, old: &mut Vec<Reader>) -> Option<Free> {
+        while let Some(reader) = self.idle.pop() {
+            if reader.is_younger_than(config.reader_age_max) {
+                return Some(Free::Idle(reader));
+            }
+            old.push(reader);
+        }
+        let overflow = if hurried { config.readers_overflow } else { 0 };
+        if self.open >= config.readers + overflow {
+            return None;
+        }
+        self.open += 1;
+        Some(Free::New)
+    }
+
+    /// Gives work to a reader.
+    fn hand(&mut self, order: Order, reader: Reader, pins: &Arc<Pins>) -> Assigned {
+        self.wait.record(order.asked.elapsed());
+        self.snapshots += usize::from(order.wake.is_some());
+        // Registered before anybody can close or suspend the pool, so that to end all reads means this one too.
+        let pin = pins.add(order.label, &reader.watchdog, order.wake);
+        Assigned { reader, work: order.work, pin }
+    }
 }
 
 impl ReaderPool {
     pub(crate) fn open(location: Location, config: Config) -> Result<Arc<Self>, OpenErrorReason> {
         let pool = Arc::new(Self {
-            permits: Arc::new(Semaphore::new(config.readers + config.readers_overflow)),
             files: Mutex::new(FileIdentities::record(&location.path).ok()),
             location,
             config,
+            cores: available_parallelism().map_or(1, usize::from),
             pins: Arc::default(),
             state: Mutex::default(),
             given_back: Condvar::new(),
-            resumed: Notify::new(),
             leaked: AtomicBool::new(false),
-            wait: Mutex::default(),
             reads: AtomicU64::new(0),
         });
         for _ in 0..pool.config.readers {
@@ -101,79 +204,145 @@ impl ReaderPool {
         Reader::start(Counted::new(Arc::downgrade(self)))
     }
 
-    /// Waits for a connection to read with. First come, first served.
+    /// Takes work on, first come, first served. Returns its place in the queue if it waits there.
     ///
-    /// Cancel safety: dropped before it is ready, nothing is taken.
-    pub(crate) async fn check_out(self: &Arc<Self>) -> Result<CheckedOut, CheckOutError> {
-        let asked = Instant::now();
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| CheckOutError::Closed)?;
-        let reader = loop {
-            // Made before the look, so that no word to go on is missed in between.
-            let resumed = self.resumed.notified();
-            if let Some(reader) = self.take_reader()? {
-                break reader;
-            }
-            resumed.await;
-        };
-        lock(&self.wait).record(asked.elapsed());
-        Ok(CheckedOut { pool: self.clone(), reader: Some(reader), _permit: permit })
-    }
-
-    /// The connection to use next, or one to be opened; `None` while the pool is suspended.
-    fn take_reader(self: &Arc<Self>) -> Result<Option<Reader>, CheckOutError> {
+    /// Once the pool is closed, work is dropped, and what waits for its answer learns of it so.
+    pub(super) fn submit(self: &Arc<Self>, order: Order) -> Option<Waiting> {
         let mut state = lock(&self.state);
         if state.closed {
-            return Err(CheckOutError::Closed);
+            drop(state);
+            drop(order);
+            return None;
         }
-        if state.suspended {
-            return Ok(None);
+        let number = state.next_number;
+        state.next_number += 1;
+        state.queue.insert(number, Queued { order, hurried: false });
+        self.dispatch(state);
+        let waits = lock(&self.state).queue.contains_key(&number);
+        waits.then(|| Waiting::new(self.clone(), number))
+    }
+
+    /// Work that has waited for the readers at work goes to another one, which may be started for it.
+    pub(super) fn hurry(self: &Arc<Self>, number: u64) {
+        let mut state = lock(&self.state);
+        if let Some(queued) = state.queue.get_mut(&number) {
+            queued.hurried = true;
+            self.dispatch(state);
         }
-        let mut old = Vec::new();
-        while let Some(reader) = state.idle.pop() {
-            if reader.is_younger_than(self.config.reader_age_max) {
+    }
+
+    /// Takes work out of the queue; false if it is not there any more.
+    pub(super) fn withdraw(&self, number: u64) -> bool {
+        let queued = lock(&self.state).queue.remove(&number);
+        queued.is_some()
+    }
+
+    /// Sends what waits to readers, for as long as there are any for it.
+    fn dispatch<'p>(self: &'p Arc<Self>, mut state: MutexGuard<'p, PoolState>) {
+        loop {
+            let mut old = Vec::new();
+            let Some((number, order, free)) = state.assign(self, &mut old) else {
                 drop(state);
                 self.close_all(old);
-                return Ok(Some(reader));
+                return;
+            };
+            match free {
+                Free::Idle(reader) => {
+                    let assigned = state.hand(order, reader, &self.pins);
+                    drop(state);
+                    self.send(assigned);
+                }
+                Free::New => {
+                    drop(state);
+                    if !self.send_to_new(number, order) {
+                        return self.close_all(old);
+                    }
+                }
             }
-            old.push(reader);
-        }
-        state.open += 1;
-        drop(state);
-        self.close_all(old);
-        self.start_reader().map(Some).map_err(CheckOutError::Connection)
-    }
-
-    /// On the thread of the reader, which runs no user code any more.
-    fn check_in(&self, reader: Reader, connection: &mut Connection, fit: bool) {
-        let surplus = if fit { self.make_idle(reader) } else { Some(reader) };
-        if let Some(reader) = surplus {
-            reader.close(connection, self);
+            self.close_all(old);
+            state = lock(&self.state);
         }
     }
 
-    /// As `check_in`, on any thread, for a reader that was not used.
-    fn give_back(self: &Arc<Self>, reader: Reader) {
-        self.close_all(self.make_idle(reader));
+    /// False if no reader could be started: the work waits for another one then, or fails if there is none.
+    fn send_to_new(self: &Arc<Self>, number: u64, order: Order) -> bool {
+        let reader = match self.start_reader() {
+            Ok(reader) => reader,
+            Err(cause) => {
+                let mut state = lock(&self.state);
+                if state.open > 0 && !state.closed {
+                    state.queue.insert(number, Queued { order, hurried: true });
+                } else {
+                    drop(state);
+                    order.work.refuse(cause);
+                }
+                return false;
+            }
+        };
+        let assigned = lock(&self.state).hand(order, reader, &self.pins);
+        self.send(assigned);
+        true
     }
 
-    /// Takes a reader back; returns it if it is to be closed.
-    fn make_idle(&self, reader: Reader) -> Option<Reader> {
+    fn send(self: &Arc<Self>, assigned: Assigned) {
+        let (pool, thread) = (self.clone(), assigned.reader.thread.clone());
+        post(&thread, move |connection| pool.serve(assigned, connection));
+    }
+
+    /// Works until the queue is empty, on the thread of the reader.
+    fn serve(self: &Arc<Self>, mut assigned: Assigned, connection: &mut Connection) {
+        loop {
+            let Assigned { mut reader, mut work, pin } = assigned;
+            let fit = work.run(&mut reader, connection, &pin, self);
+            let was_snapshot = pin.is_snapshot();
+            drop(pin);
+            if !fit || !reader.is_younger_than(self.config.reader_age_max) {
+                reader.retire(connection, self);
+            }
+            match self.come_for_more(reader, was_snapshot) {
+                Next::Work(next) => {
+                    work.answer();
+                    assigned = next;
+                }
+                Next::Idle => return work.answer(),
+                Next::Close(mut reader) => {
+                    reader.retire(connection, self);
+                    drop(reader);
+                    work.answer();
+                    return self.dispatch(lock(&self.state));
+                }
+            }
+        }
+    }
+
+    fn come_for_more(&self, reader: Reader, was_snapshot: bool) -> Next {
         let mut state = lock(&self.state);
-        let young = reader.is_younger_than(self.config.reader_age_max);
-        if !young || state.closed || state.suspended || state.idle.len() >= self.config.readers {
-            return Some(reader);
+        state.snapshots -= usize::from(was_snapshot);
+        state.came = Some(Instant::now());
+        if state.closed || state.suspended {
+            return Next::Close(reader);
+        }
+        if let Some((_, queued)) = state.queue.pop_first() {
+            return Next::Work(state.hand(queued.order, reader, &self.pins));
+        }
+        if !reader.is_open() || state.idle.len() >= self.config.readers {
+            return Next::Close(reader);
         }
         state.idle.push(reader);
         drop(state);
         self.given_back.notify_all();
-        None
+        Next::Idle
     }
 
     /// Lets the threads of these readers close their connections.
     fn close_all(self: &Arc<Self>, readers: impl IntoIterator<Item = Reader>) {
-        for reader in readers {
+        for mut reader in readers {
             let (pool, thread) = (self.clone(), reader.thread.clone());
-            post(&thread, move |connection| reader.close(connection, &pool));
+            post(&thread, move |connection| {
+                reader.retire(connection, &pool);
+                drop(reader);
+                pool.dispatch(lock(&pool.state));
+            });
         }
     }
 
@@ -252,11 +421,11 @@ impl ReaderPool {
     /// Lets no more reads begin, ends snapshots, and waits for the reads that run; shortly before `limit` they
     /// are ended too.
     pub(crate) fn close(self: &Arc<Self>, limit: Instant) {
-        self.permits.close();
         let mut state = lock(&self.state);
         state.closed = true;
+        let waiting = std::mem::take(&mut state.queue);
         self.close_idle(state);
-        self.resumed.notify_waiters();
+        waiting.into_values().for_each(drop_quietly);
         self.pins.end_snapshots(ReadEnd::Closed);
         let patience = limit.checked_sub(END_GRACE).unwrap_or(limit);
         if self.wait_until(patience, |state| state.open == 0) {
@@ -271,12 +440,13 @@ impl ReaderPool {
 
     /// Sets what is known here; returns the distribution of the waits.
     pub(crate) fn measure(&self, stats: &mut Stats) -> DurationHistogram {
-        let wait = lock(&self.wait).clone();
         stats.reads = self.reads.load(Ordering::Relaxed);
-        stats.read_wait = wait.summary();
         let state = lock(&self.state);
         stats.readers_open = state.open;
         stats.readers_in_use = state.in_use();
+        let wait = state.wait.clone();
+        drop(state);
+        stats.read_wait = wait.summary();
         wait
     }
 }
@@ -297,261 +467,11 @@ impl Suspended {
 
 impl Drop for Suspended {
     fn drop(&mut self) {
-        lock(&self.pool.state).suspended = false;
-        self.pool.resumed.notify_waiters();
-    }
-}
-
-/// Why there is no connection to read with.
-pub(crate) enum CheckOutError {
-    Closed,
-    Connection(Cause),
-}
-
-/// The right to one read or one snapshot, and the connection for it.
-pub(crate) struct CheckedOut {
-    pool: Arc<ReaderPool>,
-    /// Taken when it goes to work.
-    reader: Option<Reader>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl CheckedOut {
-    pub(super) fn pool(&self) -> &Arc<ReaderPool> {
-        &self.pool
-    }
-
-    /// Sends work to the thread of the connection. What it was checked out for is registered as this pin.
-    ///
-    /// The work returns whether the connection is fit for the next read, and what is left to do once it has
-    /// been given back: to answer.
-    pub(super) fn work<A: FnOnce()>(
-        mut self,
-        label: Label,
-        wake: Option<Wake>,
-        work: impl FnOnce(&mut Reader, &mut Connection, &Pin, &Arc<ReaderPool>) -> (bool, A) + Send + 'static,
-    ) {
-        let Some(mut reader) = self.reader.take() else { return };
-        let pin = self.pool.pins.add(label, &reader.watchdog, wake);
-        let thread: ReaderThread = reader.thread.clone();
-        post(&thread, move |connection| {
-            let (fit, answer) = work(&mut reader, connection, &pin, &self.pool);
-            drop(pin);
-            self.pool.check_in(reader, connection, fit);
-            drop(self);
-            answer();
-        });
-    }
-}
-
-/// A connection that was not used after all goes back.
-impl Drop for CheckedOut {
-    fn drop(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            self.pool.give_back(reader);
-        }
+        let mut state = lock(&self.pool.state);
+        state.suspended = false;
+        self.pool.dispatch(state);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::mem_forget)]
-
-    use std::path::Path;
-    use std::pin::pin;
-    use std::sync::mpsc;
-
-    use super::*;
-    use crate::connection::{self, Role};
-    use crate::error::ReadError;
-    use crate::reader::{HeldSnapshot, Request, Running};
-    use crate::sync::block_on_until;
-    use crate::transaction::ReadTransaction;
-    use crate::write::OnDrop;
-
-    /// No test takes this long unless something hangs.
-    const HANG: Duration = Duration::from_secs(30);
-    const SHORT: Duration = Duration::from_millis(20);
-
-    const ENDLESS: &str =
-        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-
-    struct TestPool {
-        pool: Arc<ReaderPool>,
-        writer: Connection,
-        dir: tempfile::TempDir,
-    }
-
-    impl TestPool {
-        fn open() -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let location = Location::new(&dir.path().join("test.db"));
-            let config = Config { readers: 2, readers_overflow: 1, ..Config::default() };
-            std::fs::write(&location.path, "").unwrap();
-            let writer = connection::open(&location, Role::Writer, &config, &|| Ok(())).unwrap();
-            writer.execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
-            Self { pool: ReaderPool::open(location, config).unwrap(), writer, dir }
-        }
-
-        fn check_out(&self) -> CheckedOut {
-            block_on_until(self.pool.check_out(), after(HANG)).unwrap().ok().unwrap()
-        }
-
-        fn read<T: Send + 'static>(
-            &self,
-            label: &'static str,
-            closure: impl FnOnce(&ReadTransaction<'_>) -> rusqlite::Result<T> + Send + 'static,
-        ) -> Running<T, rusqlite::Error> {
-            self.check_out().read(request(label), closure)
-        }
-
-        /// A read that runs a statement that never ends.
-        fn endless(&self, label: &'static str) -> Running<i64, rusqlite::Error> {
-            let (reading, begun) = mpsc::channel();
-            let read = self.read(label, move |tx| {
-                reading.send(()).unwrap();
-                tx.query_row(ENDLESS, (), |row| row.get(0))
-            });
-            begun.recv_timeout(HANG).unwrap();
-            read
-        }
-
-        fn snapshot(&self) -> HeldSnapshot {
-            answer(self.check_out().hold("snapshot".into(), HANG)).unwrap().unwrap()
-        }
-    }
-
-    fn request(label: &'static str) -> Request {
-        Request { label: label.into(), asked: Instant::now(), deadline: None, on_drop: OnDrop::Finish }
-    }
-
-    fn answer<T>(running: impl Future<Output = T>) -> T {
-        block_on_until(running, after(HANG)).unwrap()
-    }
-
-    fn one(tx: &ReadTransaction<'_>) -> rusqlite::Result<i64> {
-        tx.query_row("SELECT x FROM t", (), |row| row.get(0))
-    }
-
-    /// How many files of the directory this process has open.
-    fn open_files(directory: &Path) -> usize {
-        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-        open.filter_map(|file| std::fs::read_link(file.path()).ok())
-            .filter(|to| to.starts_with(directory))
-            .count()
-    }
-
-    // Reads                       Writer thread
-    // one idle, one snapshot over
-    //                             suspend → nothing is open, the WAL is as it was
-    // a read is asked for: waits
-    //                             the guard is dropped
-    // the read runs
-    #[test]
-    fn a_suspended_pool_has_no_connection_leaves_the_wal_and_lets_reads_wait() {
-        let db = TestPool::open();
-        assert_eq!(answer(db.read("before", one)).unwrap(), 1);
-        drop(db.snapshot());
-        let suspended = db.pool.suspend(after(HANG)).unwrap();
-        connection::leave_wal_alone(&db.writer);
-        let TestPool { pool, writer, dir } = db;
-        assert!(connection::close(writer));
-        assert_eq!(open_files(dir.path()), 0);
-        let wal = dir.path().join("test.db-wal");
-        assert!(std::fs::metadata(&wal).unwrap().len() > 0, "no checkpoint has run");
-
-        let writer = connection::open(&pool.location, Role::Writer, &pool.config, &|| Ok(())).unwrap();
-        let db = TestPool { pool, writer, dir };
-        let mut waiting = pin!(db.pool.check_out());
-        assert!(block_on_until(waiting.as_mut(), after(SHORT)).is_none());
-        drop(suspended);
-        let reader = answer(waiting).ok().unwrap();
-        assert_eq!(answer(reader.read(request("waits"), one)).unwrap(), 1);
-    }
-
-    // Reads                          Writer thread
-    // SELECT, for ever; a snapshot
-    //                                suspend: waits until its limit, then ends both
-    // Ended, SnapshotEnded
-    #[test]
-    fn suspending_waits_for_reads_and_snapshots_until_its_limit_and_then_ends_them() {
-        let db = TestPool::open();
-        let endless = db.endless("endless");
-        let snapshot = db.snapshot();
-        let began = Instant::now();
-        let suspended = db.pool.suspend(after(2 * SHORT));
-        assert!(suspended.is_some() && began.elapsed() >= 2 * SHORT);
-        assert_eq!(lock(&db.pool.state).open, 0);
-        let ended = answer(endless).unwrap_err();
-        assert!(matches!(ended, ReadError::Ended { why: ReadEnd::Reopened, .. }), "{ended:?}");
-        let request =
-            Request { label: "late".into(), asked: Instant::now(), deadline: None, on_drop: OnDrop::Finish };
-        let ended = answer(answer(snapshot.turn()).read(request, one)).unwrap_err();
-        assert!(matches!(ended, ReadError::SnapshotEnded { why: ReadEnd::Reopened, .. }), "{ended:?}");
-        drop(suspended);
-        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
-    }
-
-    #[test]
-    fn a_connection_that_is_not_used_after_all_goes_back() {
-        let db = TestPool::open();
-        for _ in 0..10 {
-            drop([db.check_out(), db.check_out(), db.check_out()]);
-        }
-        assert_eq!(lock(&db.pool.state).idle.len(), 2);
-        assert!(db.pool.wait_until(after(HANG), |state| state.open == 2), "the one too many is closed");
-    }
-
-    #[test]
-    fn user_code_that_does_not_return_keeps_the_pool_from_being_suspended_and_reads_go_on() {
-        let db = TestPool::open();
-        let (go_on, wait) = mpsc::channel::<()>();
-        let holds = db.read("holds", move |_| Ok(wait.recv_timeout(HANG).is_ok()));
-        assert!(db.pool.suspend(after(SHORT)).is_none());
-        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
-        go_on.send(()).unwrap();
-        assert!(answer(holds).unwrap());
-        assert!(db.pool.suspend(after(HANG)).is_some());
-    }
-
-    #[test]
-    fn a_connection_with_a_leaked_statement_is_closed_like_any_other() {
-        let db = TestPool::open();
-        let leaks = db.read("leaks", |tx| {
-            std::mem::forget(tx.prepare("SELECT x FROM t")?);
-            Ok(())
-        });
-        answer(leaks).unwrap();
-        drop(db.pool.suspend(after(HANG)).unwrap());
-        assert_eq!(answer(db.read("after", one)).unwrap(), 1);
-    }
-
-    // Reads                     Writer thread
-    // old: SELECT, for ever
-    // snapshot: idle
-    // (time passes)
-    // young: SELECT, for ever
-    //                           ends what is older than the snapshot
-    // old, snapshot: WalLimit
-    //                           (young still runs)
-    #[test]
-    fn what_is_older_than_an_age_is_ended_and_what_is_younger_is_not() {
-        let db = TestPool::open();
-        let old = db.endless("old");
-        let snapshot = db.snapshot();
-        std::thread::sleep(2 * SHORT);
-        let young = db.endless("young");
-        let pins = db.pool.pins();
-        assert_eq!(&*pins.oldest().unwrap().label, "old");
-        assert_eq!(pins.end_older_than(snapshot.age() - SHORT), 2);
-        let ended = answer(old).unwrap_err();
-        assert!(matches!(ended, ReadError::Ended { why: ReadEnd::WalLimit, .. }), "{ended:?}");
-        while &*pins.oldest().unwrap().label != "young" {
-            assert!(snapshot.age() < HANG, "the snapshot does not end");
-            std::thread::yield_now();
-        }
-        assert!(block_on_until(young, after(SHORT)).is_none(), "the young one goes on");
-        assert_eq!(answer(db.read("next", one)).unwrap(), 1, "the next read is not meant");
-        pins.end_all(ReadEnd::Closed);
-    }
-}
+mod tests;

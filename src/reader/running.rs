@@ -11,7 +11,9 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::pins::{Pin, Pinned};
-use super::pool::CheckedOut;
+use super::pool::{Order, ReaderPool, Work};
+use super::thread::Reader;
+use super::waiting::Submitted;
 use crate::error::{Cause, ReadEnd, ReadError};
 use crate::failure::Failure;
 use crate::label::Label;
@@ -30,35 +32,68 @@ pub(crate) struct Request {
     pub(crate) on_drop: OnDrop,
 }
 
-impl CheckedOut {
-    /// Runs a closure on the connection; without a deadline, for `read_age_max` at most.
-    pub(crate) fn read<F, T, E>(self, request: Request, closure: F) -> Running<T, E>
+impl ReaderPool {
+    /// Runs a closure on a connection of the pool; without a deadline, for `read_age_max` at most.
+    pub(crate) fn read<F, T, E>(self: &Arc<Self>, request: Request, closure: F) -> Submitted<Running<T, E>>
     where
         F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: Send + 'static,
     {
-        let label = request.label.clone();
-        let (task, running) = Task::new(request, closure, None);
-        let age_limit = after(self.pool().config().read_age_max);
-        self.work(label, None, move |reader, connection, pin, pool| {
-            let bound = task.bound(age_limit);
-            let watchdog = reader.watchdog.clone();
-            watchdog.limit(Some(bound.moment));
-            let begun = reader.begin(connection, pool, bound.moment);
-            let finished = match (begun, reader.user_code()) {
-                (Ok(()), Some(user_code)) => task.run(
-                    &Place { connection, user_code, watchdog: &watchdog, pin, is_snapshot: false },
-                    bound,
-                ),
-                (begun, _) => task.refuse(begun.err(), &watchdog, pin, bound),
-            };
-            watchdog.limit(None);
-            pool.count_read();
-            let fit = end_read(connection) && finished.fit;
-            (fit, move || finished.answer())
-        });
-        running
+        let (label, asked) = (request.label.clone(), request.asked);
+        let (task, answer) = Task::new(request, closure, None);
+        let work = Box::new(SingleRead::Waits(task));
+        Submitted { waiting: self.submit(Order { label, asked, wake: None, work }), answer }
+    }
+}
+
+/// A read outside of a snapshot.
+enum SingleRead<F, T, E> {
+    Waits(Task<F, T, E>),
+    Ran(Finished<F, T, E>),
+    Answered,
+}
+
+impl<F, T, E> Work for SingleRead<F, T, E>
+where
+    F: FnOnce(&ReadTransaction<'_>) -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: Send + 'static,
+{
+    fn run(
+        &mut self,
+        reader: &mut Reader,
+        connection: &mut Connection,
+        pin: &Pin,
+        pool: &Arc<ReaderPool>,
+    ) -> bool {
+        let Self::Waits(task) = std::mem::replace(self, Self::Answered) else { return true };
+        let bound = task.bound(after(pool.config().read_age_max));
+        let watchdog = reader.watchdog.clone();
+        watchdog.limit(Some(bound.moment));
+        let begun = reader.begin(connection, pool, bound.moment);
+        let finished = match (begun, reader.user_code()) {
+            (Ok(()), Some(user_code)) => task
+                .run(&Place { connection, user_code, watchdog: &watchdog, pin, is_snapshot: false }, bound),
+            (begun, _) => task.refuse(begun.err(), &watchdog, pin, bound),
+        };
+        watchdog.limit(None);
+        pool.count_read();
+        let fit = end_read(connection) && finished.fit;
+        *self = Self::Ran(finished);
+        fit
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Self::Ran(finished) = *self {
+            finished.answer();
+        }
+    }
+
+    fn refuse(self: Box<Self>, cause: Cause) {
+        if let Self::Waits(task) = *self {
+            task.finish(ReadError::Connection(cause)).answer();
+        }
     }
 }
 
@@ -166,6 +201,10 @@ where
         };
         // The next read on this thread has its own time.
         let _of_this_one = watchdog.take_interrupted();
+        self.finish(error)
+    }
+
+    fn finish(self, error: ReadError<E>) -> Finished<F, T, E> {
         Finished { outcome: Outcome::Refused(error, self.closure), reply: self.reply, fit: false }
     }
 }

@@ -4,19 +4,21 @@
 //! time limit, so that the transaction ends at its age whoever is there to ask, without another thread and
 //! without a runtime; and while no snapshot exists, nothing waits.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::pins::Pinned;
-use super::pool::{CheckedOut, ReaderPool};
+use super::pins::{Pin, Pinned};
+use super::pool::{Order, ReaderPool, Work};
 use super::running::{Place, Request, Running, Task};
-use crate::error::{ReadEnd, ReadError};
+use super::thread::Reader;
+use super::waiting::Submitted;
+use crate::error::{Cause, ReadEnd, ReadError};
 use crate::label::Label;
-use crate::sync::after;
+use crate::sync::{after, drop_quietly};
 use crate::transaction::{ReadTransaction, end_read, read_transaction_stands};
 
 /// The line to a snapshot; the snapshot ends when this is dropped.
@@ -35,50 +37,78 @@ enum Job {
 /// Returns whether the connection is fit for use after the snapshot.
 type SnapshotRead = Box<dyn FnOnce(&Place<'_>, Instant) -> bool + Send>;
 
-impl CheckedOut {
-    /// Holds a snapshot of what is committed now, until it is `age_max` old.
+type HoldReply = oneshot::Sender<Result<HeldSnapshot, ReadError>>;
+
+impl ReaderPool {
+    /// Holds a snapshot of what is committed when it gets its connection, until it is `age_max` old.
     ///
     /// Cancel safety: where the answer is dropped, so is the snapshot.
     pub(crate) fn hold(
-        self,
+        self: &Arc<Self>,
         label: Label,
+        asked: Instant,
         age_max: Duration,
-    ) -> oneshot::Receiver<Result<HeldSnapshot, ReadError>> {
+    ) -> Submitted<oneshot::Receiver<Result<HeldSnapshot, ReadError>>> {
         let (reply, answer) = oneshot::channel();
         let (jobs, inbox) = mpsc::channel();
         let wake = jobs.clone();
-        let wake = Box::new(move || send_end(&wake));
-        let limit = after(age_max);
-        self.work(label, Some(wake), move |reader, connection, pin, pool| {
-            let watchdog = reader.watchdog.clone();
-            let begun = reader.begin(connection, pool, limit);
-            let mut fit = false;
-            match (begun, reader.user_code()) {
-                (Ok(()), Some(user_code)) => {
-                    let turn = Arc::new(Semaphore::new(1));
-                    let held = HeldSnapshot { jobs, turn, pinned: pin.pinned().clone() };
-                    // Where nobody waits for it, it comes back here and is dropped, which ends it.
-                    drop(reply.send(Ok(held)));
-                    let place = Place { connection, user_code, watchdog: &watchdog, pin, is_snapshot: true };
-                    fit = serve(&inbox, &place, limit, pool);
-                }
-                (begun, _) => {
-                    let error = match (pin.pinned().ended(), begun) {
-                        (Some((ReadEnd::Closed, _)), _) | (None, Ok(())) => ReadError::Closed,
-                        (Some((why, age)), _) => ReadError::Ended { age, why },
-                        (None, Err(cause)) => ReadError::Connection(cause),
-                    };
-                    drop(reply.send(Err(error)));
-                }
+        let wake = Some(Box::new(move || send_end(&wake)) as _);
+        let work = Box::new(Hold { age_max, line: Some((reply, jobs, inbox)) });
+        Submitted { waiting: self.submit(Order { label, asked, wake, work }), answer }
+    }
+}
+
+/// A snapshot, as the work of a reader.
+struct Hold {
+    age_max: Duration,
+    /// Taken when it begins.
+    line: Option<(HoldReply, mpsc::Sender<Job>, mpsc::Receiver<Job>)>,
+}
+
+impl Work for Hold {
+    fn run(
+        &mut self,
+        reader: &mut Reader,
+        connection: &mut Connection,
+        pin: &Pin,
+        pool: &Arc<ReaderPool>,
+    ) -> bool {
+        let Some((reply, jobs, inbox)) = self.line.take() else { return true };
+        let limit = after(self.age_max);
+        let watchdog = reader.watchdog.clone();
+        let begun = reader.begin(connection, pool, limit);
+        let mut fit = false;
+        match (begun, reader.user_code()) {
+            (Ok(()), Some(user_code)) => {
+                let turn = Arc::new(Semaphore::new(1));
+                let held = HeldSnapshot { jobs, turn, pinned: pin.pinned().clone() };
+                // Where nobody waits for it, it comes back here and is dropped, which ends it.
+                drop(reply.send(Ok(held)));
+                let place = Place { connection, user_code, watchdog: &watchdog, pin, is_snapshot: true };
+                fit = serve(&inbox, &place, limit, pool);
             }
-            fit = end_read(connection) && fit;
-            // Reads that came too late learn of the end when they are dropped. What they hold is the user's.
-            if catch_unwind(AssertUnwindSafe(|| drop(inbox))).is_err() {
-                tracing::error!("dropping a read of a snapshot panicked");
+            (begun, _) => {
+                let error = match (pin.pinned().ended(), begun) {
+                    (Some((ReadEnd::Closed, _)), _) | (None, Ok(())) => ReadError::Closed,
+                    (Some((why, age)), _) => ReadError::Ended { age, why },
+                    (None, Err(cause)) => ReadError::Connection(cause),
+                };
+                drop(reply.send(Err(error)));
             }
-            (fit, || ())
-        });
-        answer
+        }
+        fit = end_read(connection) && fit;
+        // Reads that came too late learn of the end when they are dropped. What they hold is the user's.
+        drop_quietly(inbox);
+        fit
+    }
+
+    /// Whoever holds the snapshot has it since it began.
+    fn answer(self: Box<Self>) {}
+
+    fn refuse(self: Box<Self>, cause: Cause) {
+        if let Some((reply, ..)) = self.line {
+            drop(reply.send(Err(ReadError::Connection(cause))));
+        }
     }
 }
 

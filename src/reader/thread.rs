@@ -41,6 +41,11 @@ impl Reader {
         Ok(Self { thread, watchdog: Watchdog::new(), opened: None, _counted: counted })
     }
 
+    /// Whether it has a connection to the file.
+    pub(super) fn is_open(&self) -> bool {
+        self.opened.is_some()
+    }
+
     pub(super) fn is_younger_than(&self, age: Duration) -> bool {
         self.opened.as_ref().is_none_or(|opened| opened.at.elapsed() < age)
     }
@@ -108,8 +113,9 @@ impl Reader {
     }
 
     /// Closes the connection at once, on its thread: the thread itself ends when its last handle is gone, at
-    /// a moment that nobody can wait for.
-    pub(super) fn close(self, connection: &mut Connection, pool: &ReaderPool) {
+    /// a moment that nobody can wait for. The next read opens another one.
+    pub(super) fn retire(&mut self, connection: &mut Connection, pool: &ReaderPool) {
+        self.opened = None;
         match Connection::open_in_memory() {
             Ok(placeholder) => {
                 pool.note_closed(connection::close(std::mem::replace(connection, placeholder)));
