@@ -556,7 +556,8 @@ fn run(statement: &RefCell<Statement<'_>>) -> rusqlite::Result<()> {
 /// Begins a read transaction and takes its snapshot at once: BEGIN alone leaves that to the first statement,
 /// and what stands in the way of reading with it.
 pub(crate) fn begin_read(connection: &Connection) -> rusqlite::Result<()> {
-    connection.prepare_cached("BEGIN")?.execute(())?;
+    // Not from the cache: user code would find it there, prepared already, and so past the authorizer.
+    connection.execute_batch("BEGIN")?;
     connection.prepare_cached("SELECT 1 FROM sqlite_schema LIMIT 1")?.exists(())?;
     Ok(())
 }
@@ -580,12 +581,8 @@ pub(crate) fn read_transaction_stands(connection: &Connection) -> bool {
 /// Ends a read transaction, whatever user code left open; false if the connection is not fit for another.
 pub(crate) fn end_read(connection: &Connection) -> bool {
     // SQLite may have ended it by itself.
-    let ended = connection.is_autocommit() || roll_back_read(connection).is_ok();
+    let ended = connection.is_autocommit() || connection.execute_batch("ROLLBACK").is_ok();
     ended && !connection.is_busy()
-}
-
-fn roll_back_read(connection: &Connection) -> rusqlite::Result<usize> {
-    connection.prepare_cached("ROLLBACK")?.execute(())
 }
 
 /// The message of a caught panic.

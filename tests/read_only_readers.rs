@@ -57,6 +57,17 @@ async fn a_read_can_neither_end_its_transaction_nor_lift_its_limits() {
     }
 }
 
+// What is in the cache of statements is not prepared again, so the authorizer would not see it.
+#[tokio::test]
+async fn a_read_does_not_find_the_statements_of_the_service_in_its_cache() {
+    let db = TestDb::open().await;
+    assert!(db.xs().await.is_empty(), "a read has begun and ended on the connection that is used next");
+    for sql in ["BEGIN", "ROLLBACK", "COMMIT"] {
+        let found = db.read("finds", |tx| tx.prepare_cached(sql)?.execute(())).await.expect_err(sql);
+        assert_eq!(found.sqlite_extended_code(), Some(ffi::SQLITE_AUTH), "{sql}: {found:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_only_reads_is_allowed() {
     let db = TestDb::open().await;

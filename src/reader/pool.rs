@@ -266,22 +266,31 @@ impl ReaderPool {
 
     /// False if no reader could be started: the work waits for another one then, or fails if there is none.
     fn send_to_new(self: &Arc<Self>, number: u64, order: Order) -> bool {
-        let reader = match self.start_reader() {
-            Ok(reader) => reader,
-            Err(cause) => {
-                let mut state = lock(&self.state);
-                if state.open > 0 && !state.closed {
-                    state.queue.insert(number, Queued { order, hurried: true });
-                } else {
-                    drop(state);
-                    order.work.refuse(cause);
-                }
-                return false;
+        let started = self.start_reader();
+        let mut state = lock(&self.state);
+        match started {
+            Ok(reader) if !state.suspended && !state.closed => {
+                let assigned = state.hand(order, reader, &self.pins);
+                drop(state);
+                self.send(assigned);
+                return true;
             }
-        };
-        let assigned = lock(&self.state).hand(order, reader, &self.pins);
-        self.send(assigned);
-        true
+            Err(cause) if state.open == 0 => {
+                drop(state);
+                order.work.refuse(cause);
+            }
+            // A reader that may not begin is dropped after the lock, which its count takes.
+            _unused => {
+                if state.closed {
+                    drop(state);
+                    drop_quietly(order);
+                } else {
+                    state.queue.insert(number, Queued { order, hurried: true });
+                    drop(state);
+                }
+            }
+        }
+        false
     }
 
     fn send(self: &Arc<Self>, assigned: Assigned) {

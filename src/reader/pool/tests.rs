@@ -142,14 +142,16 @@ fn suspending_waits_for_reads_and_snapshots_until_its_limit_and_then_ends_them()
 }
 
 // Reads
-// endless: every connection is in use
-// withdrawn and waits: in the queue
+// gated, endless, endless: every connection is in use
+// withdrawn, one, two: in the queue
 // withdrawn is dropped
-// one endless read is ended; its reader runs waits, and not withdrawn
+// the gate opens: the reader of gated runs one, then two
 #[test]
 fn a_reader_that_has_done_its_work_takes_what_has_waited_longest_and_still_is_wanted() {
     let db = TestPool::open();
-    let endless = ["first", "second", "third"].map(|label| db.endless(label));
+    let (open_gate, gate) = mpsc::channel();
+    let gated = db.read("gated", move |_| Ok(gate.recv_timeout(HANG).is_ok()));
+    let endless = ["second", "third"].map(|label| db.endless(label));
     let (ran, order) = mpsc::channel();
     let waits = ["withdrawn", "one", "two"].map(|label| {
         let ran = ran.clone();
@@ -159,9 +161,8 @@ fn a_reader_that_has_done_its_work_takes_what_has_waited_longest_and_still_is_wa
     let [withdrawn, one, two] = waits;
     drop(withdrawn);
     assert_eq!(lock(&db.pool.state).queue.len(), 2, "what nobody waits for leaves the queue");
-    let oldest = db.pool.pins().oldest().unwrap();
-    assert_eq!(db.pool.pins().end_older_than(oldest.age - SHORT / 1_000), 1);
-    assert!(answer(two).unwrap() && answer(one).unwrap());
+    open_gate.send(()).unwrap();
+    assert!(answer(two).unwrap() && answer(one).unwrap() && answer(gated).unwrap());
     assert_eq!(order.try_iter().collect::<Vec<_>>(), ["one", "two"]);
     db.pool.pins().end_all(ReadEnd::Closed);
     for read in endless {
