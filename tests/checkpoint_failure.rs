@@ -314,6 +314,7 @@ async fn after_groups_that_were_not_synced_a_checkpoint_that_fails_stops_writing
 // Another connection            Service
 // reads
 //                               x = 2 committed; the checkpoint copies what is older than the reader
+// reads anew
 //                               the next one copies more, and its sync fails
 // still has the file open: its wal-index says that pages are copied
 #[tokio::test]
@@ -332,6 +333,8 @@ async fn while_another_connection_keeps_a_wal_index_that_is_partly_copied_writin
     }
     faults.forget();
     faults.inject(failed_sync().by(By::Checkpointer).once());
+    // Else there may be nothing more to copy.
+    other.execute_batch("COMMIT; BEGIN; SELECT * FROM t").unwrap();
     let seen = write_until_refused(&db, seen).await;
     is_not_retried(&faults);
     other.execute_batch("COMMIT").unwrap();
