@@ -17,6 +17,11 @@ io_faults            --test reliability io_faults::
 failed_syncs         --test reliability power_loss::failed_syncs
 checkpoint_failures  --test reliability power_loss::checkpoint_failures
 kills                --test reliability kills::
+power_cuts_ext4      --test reliability power_cuts::what_was_answered_outlives_a_power_cut_on_ext4
+power_cuts_xfs       --test reliability power_cuts::what_was_answered_outlives_a_power_cut_on_xfs
+failing_calls        --test reliability failing_calls::
+heap_limits          --test reliability memory_limits::where
+out_of_memory        --test reliability memory_limits::what
 import_kills         --test import_resume kills::
 disk_full            --test reliability disk_full::
 hostile_neighbours   --test hostile_neighbours

@@ -1,38 +1,27 @@
 //! SIGKILL of a real process, at random moments and at named points: every answer it has given holds.
 //!
-//! A child runs the service under load and says each answer into a pipe as soon as it has it; what is in a pipe
-//! survives. After each kill the parent looks at the file, and the next child goes on with it. A case is a kill, a
-//! run is the life of a file. Where a child dies is in `points`, what it does in `plan`, what must hold afterwards
-//! in `verify`.
+//! A case is a kill of a child (`process`), a run is the life of a file.
 //!
 //! Canaries: a service that acknowledges before COMMIT, one that settles a failed sync without a fence, and edits of
 //! the file by hand, each of which must be noticed for what it is.
 
-mod child;
 mod edits;
-mod plan;
-mod points;
-mod verify;
 
-use std::io::Read;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
 use rusqlite::Connection;
-use rusqlite::config::DbConfig;
 use solewriter::Sabotage;
 
-use self::child::Orders;
-use self::plan::{Run, SCHEMA, TASKS};
-use self::points::Point;
-use self::verify::{Answer, Ledger, Told};
+use crate::common::in_memory_dir;
 use crate::common::proof::{Proof, Tally, Wrong};
-use crate::common::{HANG, in_memory_dir};
+use crate::process::child::Orders;
+use crate::process::plan::Run;
+use crate::process::points::Point;
+use crate::process::verify::Ledger;
+use crate::process::{self, Ended, When, create, open};
 
 /// Kills at no point of the child's own choice, in the life of a file.
 const RANDOM_KILLS: usize = 11;
@@ -63,11 +52,6 @@ fn what_was_answered_holds_after_a_kill_at_any_moment() {
     proof.finish();
 }
 
-#[test]
-fn a_process_of_its_own() {
-    child::serve();
-}
-
 /// Each named point and some random kills, in random order. There is nothing to recover at first.
 fn every_point(seed: u64) -> Vec<Option<Point>> {
     let mut points: Vec<_> = Point::ALL.into_iter().map(Some).collect();
@@ -88,21 +72,13 @@ fn only(how: Wrong, tally: Tally) -> Tally {
 #[derive(Default)]
 struct Figures {
     kept: AtomicU64,
-    acked: AtomicU64,
-    refused: AtomicU64,
-    unknown: AtomicU64,
-    unanswered: AtomicU64,
     points: [AtomicU64; Point::ALL.len()],
 }
 
 impl Figures {
-    fn note(&self, told: &Told) {
-        let add = |sum: &AtomicU64, more| sum.fetch_add(more, Ordering::Relaxed);
-        add(&self.acked, told.count(Answer::Acked));
-        add(&self.refused, told.count(Answer::Refused));
-        add(&self.unknown, told.count(Answer::Unknown));
-        if let Some(point) = told.died {
-            add(&self.points[point as usize], 1);
+    fn note(&self, died: Option<Point>) {
+        if let Some(point) = died {
+            self.points[point as usize].fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -114,14 +90,6 @@ impl Figures {
         proof.tally.check(holds, Wrong::Broken, || format!("never killed at {never:?}"));
         proof.figure("points", format_args!("{hit}/{}", hits.len()));
         proof.figure("at_points", hits.iter().sum::<u64>());
-        for (name, sum) in [
-            ("acked", &self.acked),
-            ("refused", &self.refused),
-            ("unknown", &self.unknown),
-            ("unanswered_present", &self.unanswered),
-        ] {
-            proof.figure(name, sum.load(Ordering::Relaxed));
-        }
     }
 }
 
@@ -140,14 +108,14 @@ fn live(seed: u64, points: &[Option<Point>], sabotage: Option<Sabotage>, figures
             witness.get_or_insert_with(|| Witness { connection: open(&path), has_looked: false });
         }
         let orders = Orders { path: path.clone(), run, sabotage };
-        let Killed { told, status } = run_and_kill(&orders, When::new(run.point, &mut rng));
+        let Ended { told, status } =
+            process::run(&orders, &[], when(run.point, &mut rng), None, process::kill);
         tally.cases += 1;
-        tally.check(told.end.is_none() && status.signal() == Some(9), Wrong::Broken, || {
-            format!("{run:?} was not killed: {status}, {:?}", told.end)
+        let ended = (&told.end, &told.unopened);
+        tally.check(ended == (&None, &None) && status.signal() == Some(9), Wrong::Broken, || {
+            format!("{run:?} was not killed: {status}, {ended:?}")
         });
-        for (how, what) in &told.wrongs {
-            tally.wrong(*how, || what.clone());
-        }
+        told.count_in(&mut tally);
         let next = points.get(number as usize + 1);
         if rng.bool() || next == Some(&Some(Point::Recovery)) {
             witness.take().into_iter().for_each(Witness::leave);
@@ -156,7 +124,7 @@ fn live(seed: u64, points: &[Option<Point>], sabotage: Option<Sabotage>, figures
             Some(witness) => ledger.verify(witness.look(), &run, &told, &mut tally),
             None => ledger.verify(&open(&path), &run, &told, &mut tally),
         }
-        figures.note(&told);
+        figures.note(told.died);
         if tally.wrongs() > 0 {
             if sabotage.is_none() && figures.kept.fetch_add(1, Ordering::Relaxed) < KEPT_MAX {
                 eprintln!("with seed {seed}: {run:?}, kept: {}", dir.keep().display());
@@ -164,7 +132,7 @@ fn live(seed: u64, points: &[Option<Point>], sabotage: Option<Sabotage>, figures
             break;
         }
     }
-    figures.unanswered.fetch_add(ledger.unanswered, Ordering::Relaxed);
+    tally.add("unanswered_present", ledger.unanswered);
     tally
 }
 
@@ -200,119 +168,17 @@ fn edit(seed: u64) -> Tally {
     let is_plain = |run: &Run| !run.is_hostile && !run.is_failing;
     let run = (seed..).map(|seed| Run::new(seed, 0, None)).find(is_plain).unwrap();
     let orders = Orders { path: path.clone(), run, sabotage: None };
-    let Killed { told, .. } = run_and_kill(&orders, When::Said(2_000, Duration::ZERO));
+    let Ended { told, .. } =
+        process::run(&orders, &[], When::Said(2_000, Duration::ZERO), None, process::kill);
     edits::edit(&open(&path), &run, &told)
 }
 
-fn create(path: &Path, lives: usize) {
-    let connection = Connection::open(path).unwrap();
-    connection
-        .execute_batch(&format!("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; {SCHEMA}"))
-        .unwrap();
-    let mut tasks = connection.prepare("INSERT INTO tasks (task) VALUES (?1)").unwrap();
-    for task in 0..i64::try_from(lives).unwrap() * TASKS {
-        tasks.execute([task]).unwrap();
-    }
-}
-
-/// Opens a file and leaves its WAL to the next service.
-fn open(path: &Path) -> Connection {
-    let connection = crate::common::plain(path);
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
-    // Opens the WAL.
-    connection.query_row("SELECT count(*) FROM sqlite_schema", (), |_| Ok(())).unwrap();
-    connection
-}
-
-/// What is left of a child.
-struct Killed {
-    told: Told,
-    status: ExitStatus,
-}
-
-/// When the parent kills a child.
-#[derive(Clone, Copy, Debug)]
-enum When {
-    /// While it begins, perhaps.
-    After(Duration),
-    /// So long after it has said so many words.
-    Said(usize, Duration),
-    /// It kills itself.
-    Never,
-}
-
-impl When {
-    fn new(point: Option<Point>, rng: &mut Rng) -> Self {
-        match (point, rng.u8(0..4)) {
-            // It may find too little to recover.
-            (Some(Point::Recovery), _) => Self::Said(100, Duration::ZERO),
-            (Some(_), _) => Self::Never,
-            (None, 0) => Self::After(Duration::from_micros(rng.u64(0..80_000))),
-            (None, _) => Self::Said(rng.usize(0..1_500), Duration::from_micros(rng.u64(0..3_000))),
-        }
-    }
-}
-
-fn run_and_kill(orders: &Orders, when: When) -> Killed {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "kills::a_process_of_its_own", "--nocapture"]).envs(orders.environment());
-    let mut child = Reaped(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let said = listen(child.0.stdout.take().unwrap());
-    let began = Instant::now();
-    let mut heard = Vec::new();
-    let mut words = 0;
-    let mut is_killed = false;
-    let mut kill_at = match when {
-        When::After(time) => Some(began + time),
-        When::Said(..) | When::Never => None,
-    };
-    loop {
-        let limit = kill_at.unwrap_or(began + HANG).saturating_duration_since(Instant::now());
-        match said.recv_timeout(limit) {
-            Ok(more) => {
-                words += more.iter().filter(|byte| **byte == b'@').count();
-                heard.extend(more);
-            }
-            Err(RecvTimeoutError::Timeout) if kill_at.is_some() => {
-                child.0.kill().unwrap();
-                (is_killed, kill_at) = (true, None);
-            }
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs: {orders:?}"),
-            // All of it is heard once it is dead.
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        if let When::Said(wanted, then) = when
-            && words > wanted
-            && kill_at.is_none()
-            && !is_killed
-        {
-            kill_at = Some(Instant::now() + then);
-        }
-    }
-    Killed { told: Told::parse(&heard), status: child.0.wait().unwrap() }
-}
-
-/// The words of a child as they come.
-fn listen(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut words = vec![0; 65_536];
-        while let Ok(bytes @ 1..) = pipe.read(&mut words) {
-            if sender.send(words[..bytes].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    receiver
-}
-
-/// A child that does not outlive its parent.
-struct Reaped(Child);
-
-impl Drop for Reaped {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        drop(self.0.kill());
-        drop(self.0.wait());
+/// When a child is killed that goes for a point.
+fn when(point: Option<Point>, rng: &mut Rng) -> When {
+    match point {
+        // It may find too little to recover.
+        Some(Point::Recovery) => When::Said(100, Duration::ZERO),
+        Some(_) => When::Never,
+        None => When::random(rng),
     }
 }

@@ -2,9 +2,9 @@
 
 use rusqlite::Connection;
 
-use super::plan::Run;
-use super::verify::{Answer, Ledger, Name, Told};
 use crate::common::proof::{Tally, Wrong};
+use crate::process::plan::Run;
+use crate::process::verify::{Answer, Ledger, Name, Told};
 
 /// What is known of the command `?1`, `?2` when it is edited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use super::points::{self, Point};
 use crate::common::Kind;
 
 /// A command is `parts` rows, and a closure counts in `tasks` too. Nothing is unique, so what happens twice is seen.
-pub(super) const SCHEMA: &str = "
+pub(crate) const SCHEMA: &str = "
     CREATE TABLE tasks (task INTEGER PRIMARY KEY, closures INTEGER NOT NULL DEFAULT 0, newest INTEGER);
     CREATE TABLE parts (
         id INTEGER PRIMARY KEY,
@@ -22,38 +22,69 @@ pub(super) const SCHEMA: &str = "
     CREATE TABLE entries (id INTEGER PRIMARY KEY, entry INTEGER NOT NULL, half INTEGER NOT NULL);";
 
 /// The tasks of each child; each has numbers of its own.
-pub(super) const TASKS: i64 = 12;
+pub(crate) const TASKS: i64 = 12;
 
-pub(super) const IMPORT: &str = "entries";
+pub(crate) const IMPORT: &str = "entries";
 
 const PART: &str = "INSERT INTO parts (task, seq, part, pad) VALUES (?1, ?2, ?3, zeroblob(?4))";
 const COUNT: &str = "UPDATE tasks SET closures = closures + 1, newest = ?2 WHERE task = ?1";
 const BREAK: &str = "INSERT INTO parts (task, seq, part) VALUES (NULL, 0, 0)";
 const BREAK_ALL: &str = "INSERT OR ROLLBACK INTO parts (task, seq, part) VALUES (NULL, 0, 0)";
 
+/// What happens to a child, beside its commands and the faults that its own VFS makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peril {
+    /// It is killed.
+    Kill,
+    /// The power of its disk is cut.
+    PowerCut,
+    /// Calls of the system fail.
+    FailingCalls,
+    /// SQLite may have hardly more memory than it has, now and then.
+    HeapLimit,
+    /// Its memory grows until the system kills it.
+    OutOfMemory,
+}
+
+impl Peril {
+    const ALL: [Self; 5] =
+        [Self::Kill, Self::PowerCut, Self::FailingCalls, Self::HeapLimit, Self::OutOfMemory];
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|peril| format!("{peril:?}") == name)
+    }
+
+    /// Whether commands can fail that are good, or nobody knows of them.
+    fn is_felt(self) -> bool {
+        matches!(self, Self::PowerCut | Self::FailingCalls | Self::HeapLimit)
+    }
+}
+
 /// One life of a child.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
-    pub(super) seed: u64,
-    pub(super) number: u32,
+pub(crate) struct Run {
+    pub(crate) seed: u64,
+    pub(crate) number: u32,
+    pub(crate) peril: Peril,
     /// Where it kills itself.
-    pub(super) point: Option<Point>,
+    pub(crate) point: Option<Point>,
     /// Some of its commands make SQLite roll back the whole group.
-    pub(super) is_hostile: bool,
+    pub(crate) is_hostile: bool,
     /// Syncs of its WAL fail now and then. All of it is `FULL` then: a fence settles what that leaves open.
-    pub(super) is_failing: bool,
+    pub(crate) is_failing: bool,
     /// How many commands of a task are on their way at a time.
-    pub(super) depth: usize,
+    pub(crate) depth: usize,
 }
 
 impl Run {
-    pub(super) fn new(seed: u64, number: u32, point: Option<Point>) -> Self {
+    pub(crate) fn new(seed: u64, number: u32, point: Option<Point>) -> Self {
         let mut rng = rng([seed, number.into(), 0, 0]);
         let (hostile, failing) = (rng.bool(), rng.u8(0..4) == 0);
         let is_failing = point.is_some_and(Point::is_of_fence) || (point.is_none() && failing);
         Self {
             seed,
             number,
+            peril: Peril::Kill,
             point,
             is_hostile: point == Some(Point::InReplay) || (hostile && !is_failing),
             is_failing,
@@ -61,12 +92,16 @@ impl Run {
         }
     }
 
+    pub(crate) fn amid(self, peril: Peril) -> Self {
+        Self { peril, ..self }
+    }
+
     /// For what need not be known to the parent.
-    pub(super) fn rng(&self) -> Rng {
+    pub(crate) fn rng(&self) -> Rng {
         rng([self.seed, self.number.into(), 1, 0])
     }
 
-    pub(super) fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         let mut rng = self.rng();
         let is_checkpoint = matches!(self.point, Some(Point::CheckpointWrite | Point::CheckpointSync));
         // The WAL is begun anew all the time: beside the writer, or by the writer before anybody else can.
@@ -92,16 +127,16 @@ impl Run {
     }
 
     /// Where the point is about a fence, a group must not be the import's alone, of which no task is told.
-    pub(super) fn has_import(&self) -> bool {
+    pub(crate) fn has_import(&self) -> bool {
         !self.point.is_some_and(Point::is_of_fence)
     }
 
-    pub(super) fn tasks(&self) -> std::ops::Range<i64> {
+    pub(crate) fn tasks(&self) -> std::ops::Range<i64> {
         let first = i64::from(self.number) * TASKS;
         first..first + TASKS
     }
 
-    pub(super) fn command(&self, task: i64, seq: i64) -> Planned {
+    pub(crate) fn command(&self, task: i64, seq: i64) -> Planned {
         let mut rng = rng([self.seed, 2, task.cast_unsigned(), seq.cast_unsigned()]);
         let kind = Kind::ALL[rng.usize(0..4)];
         let end = match rng.u8(0..40) {
@@ -111,7 +146,9 @@ impl Run {
         };
         let parts = rng.i64(1..5);
         let pad = if rng.u8(0..12) == 0 { rng.i64(0..6_000) } else { rng.i64(0..60) };
-        let durability = if self.is_failing || rng.bool() { Durability::Full } else { Durability::Normal };
+        // A power cut may take what was answered as `NORMAL`.
+        let is_full = self.is_failing || self.peril == Peril::PowerCut;
+        let durability = if is_full || rng.bool() { Durability::Full } else { Durability::Normal };
         let lane = if task % 4 == 3 { Lane::Bulk } else { Lane::Interactive };
         Planned { kind, durability, lane, doing: Doing { task, seq, parts, pad, end } }
     }
@@ -120,8 +157,13 @@ impl Run {
     ///
     /// A `FnOnce` closure that had run in a group which SQLite rolled back can't run again; and a fence settles a
     /// sync that failed by undoing its group.
-    pub(super) fn may_be_undone(&self, planned: &Planned) -> bool {
-        self.is_failing || (self.is_hostile && planned.kind == Kind::Once)
+    pub(crate) fn may_be_undone(&self, planned: &Planned) -> bool {
+        self.is_failing || self.peril.is_felt() || (self.is_hostile && planned.kind == Kind::Once)
+    }
+
+    /// Whether a command may be answered as one of which nobody knows.
+    pub(crate) fn may_be_unknown(&self) -> bool {
+        self.point == Some(Point::InDoubt) || self.peril.is_felt()
     }
 }
 
@@ -132,27 +174,27 @@ fn rng(from: [u64; 4]) -> Rng {
 
 /// A command, and how it is sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Planned {
-    pub(super) kind: Kind,
-    pub(super) durability: Durability,
-    pub(super) lane: Lane,
-    pub(super) doing: Doing,
+pub(crate) struct Planned {
+    pub(crate) kind: Kind,
+    pub(crate) durability: Durability,
+    pub(crate) lane: Lane,
+    pub(crate) doing: Doing,
 }
 
 impl Planned {
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.doing.end == End::Good
     }
 
     /// Whether it counts in `tasks`.
-    pub(super) fn counts(&self) -> bool {
+    pub(crate) fn counts(&self) -> bool {
         self.kind != Kind::Statement
     }
 }
 
 /// How a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum End {
+pub(crate) enum End {
     Good,
     FailsHalfway,
     RollsBackAll,
@@ -160,16 +202,16 @@ pub(super) enum End {
 
 /// What a command does.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(super) struct Doing {
-    pub(super) task: i64,
-    pub(super) seq: i64,
-    pub(super) parts: i64,
+pub(crate) struct Doing {
+    pub(crate) task: i64,
+    pub(crate) seq: i64,
+    pub(crate) parts: i64,
     pad: i64,
     end: End,
 }
 
 impl Doing {
-    pub(super) fn run(&self, tx: &mut WriteTransaction<'_>, is_again: bool) -> rusqlite::Result<()> {
+    pub(crate) fn run(&self, tx: &mut WriteTransaction<'_>, is_again: bool) -> rusqlite::Result<()> {
         points::command_begins(is_again);
         for part in 0..self.parts {
             tx.execute(PART, (self.task, self.seq, part, self.pad))?;
@@ -184,7 +226,7 @@ impl Doing {
     }
 
     /// The same in one statement, without the count.
-    pub(super) fn sql(&self) -> String {
+    pub(crate) fn sql(&self) -> String {
         let Self { task, seq, parts, pad, end } = self;
         let or = match end {
             End::Good => "",
@@ -211,15 +253,15 @@ impl solewriter::Command for Doing {
 }
 
 /// An entry of the import by its fate: imported, unprepared, or refused half-way.
-pub(super) fn is_good_entry(entry: i64) -> bool {
+pub(crate) fn is_good_entry(entry: i64) -> bool {
     entry % 13 != 5 && entry % 17 != 3
 }
 
-pub(super) async fn prepare_entry(entry: i64) -> rusqlite::Result<i64> {
+pub(crate) async fn prepare_entry(entry: i64) -> rusqlite::Result<i64> {
     if entry % 13 == 5 { Err(rusqlite::Error::InvalidQuery) } else { Ok(entry) }
 }
 
-pub(super) fn import_entry(tx: &mut WriteTransaction<'_>, entry: &i64) -> rusqlite::Result<()> {
+pub(crate) fn import_entry(tx: &mut WriteTransaction<'_>, entry: &i64) -> rusqlite::Result<()> {
     tx.execute("INSERT INTO entries (entry, half) VALUES (?1, 0)", [entry])?;
     points::pass(Point::InImportBatch);
     if entry % 17 == 3 {

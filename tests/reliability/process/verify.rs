@@ -10,31 +10,35 @@ use crate::common::proof::{Tally, Wrong};
 
 /// What a command was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Acked,
     Refused,
     Unknown,
 }
 
 /// A task, and the number of one of its commands.
-pub(super) type Name = (i64, i64);
+pub(crate) type Name = (i64, i64);
 
 /// The words of one child.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Told {
-    pub(super) answers: HashMap<Name, Answer>,
+pub(crate) struct Told {
+    pub(crate) answers: HashMap<Name, Answer>,
     /// The newest entry of the import that was told to be imported.
     imported: Option<i64>,
     /// Where it killed itself.
-    pub(super) died: Option<Point>,
-    pub(super) wrongs: Vec<(Wrong, String)>,
+    pub(crate) died: Option<Point>,
+    pub(crate) wrongs: Vec<(Wrong, String)>,
     /// It came to its end instead of being killed.
-    pub(super) end: Option<String>,
+    pub(crate) end: Option<String>,
+    /// The service could not be opened, and why.
+    pub(crate) unopened: Option<String>,
+    /// Commands for which there was no memory.
+    pub(crate) without_memory: u64,
 }
 
 impl Told {
     /// A word that was cut off was not said.
-    pub(super) fn parse(said: &[u8]) -> Self {
+    pub(crate) fn parse(said: &[u8]) -> Self {
         let said = String::from_utf8_lossy(said);
         let mut told = Self::default();
         for line in said.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
@@ -51,20 +55,32 @@ impl Told {
                 "died" => told.died = Point::named(rest),
                 "half" => told.wrongs.push((Wrong::Half, rest.into())),
                 "end" => told.end = Some(rest.into()),
+                "unopened" => told.unopened = Some(rest.into()),
+                "without_memory" => told.without_memory += 1,
                 _ => told.wrongs.push((Wrong::Broken, rest.into())),
             }
         }
         told
     }
 
-    pub(super) fn count(&self, answer: Answer) -> u64 {
+    pub(crate) fn count(&self, answer: Answer) -> u64 {
         self.answers.values().filter(|told| **told == answer).count() as u64
+    }
+
+    /// Counts its answers, and what it has found itself.
+    pub(crate) fn count_in(&self, tally: &mut Tally) {
+        tally.add("acked", self.count(Answer::Acked));
+        tally.add("refused", self.count(Answer::Refused));
+        tally.add("unknown", self.count(Answer::Unknown));
+        for (how, what) in &self.wrongs {
+            tally.wrong(*how, || what.clone());
+        }
     }
 }
 
 /// What is known of a file: what was verified is not looked at again row by row, but must stay as it is.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     parts: Settled,
     entries: Settled,
     /// The closures of each task, and the newest of them.
@@ -72,7 +88,7 @@ pub(super) struct Ledger {
     /// Where the import goes on.
     next_entry: i64,
     /// Commands that are there, and whose answer nobody has heard.
-    pub(super) unanswered: u64,
+    pub(crate) unanswered: u64,
 }
 
 /// The rows of a table up to the last one, and a sum over them.
@@ -85,7 +101,7 @@ struct Settled {
 
 impl Ledger {
     /// Looks at the file after `run` was killed, which has `told` that much.
-    pub(super) fn verify(&mut self, connection: &Connection, run: &Run, told: &Told, tally: &mut Tally) {
+    pub(crate) fn verify(&mut self, connection: &Connection, run: &Run, told: &Told, tally: &mut Tally) {
         let mut look = || -> rusqlite::Result<()> {
             check(connection, tally)?;
             self.verify_commands(connection, run, told, tally)?;
@@ -131,8 +147,9 @@ impl Ledger {
                     tally.check(may_be, Wrong::Broken, || format!("{name:?} is refused: {planned:?}"));
                 }
                 Answer::Unknown => {
-                    let may_be = run.point == Some(Point::InDoubt);
-                    tally.check(may_be, Wrong::Broken, || format!("{name:?} is unknown: {planned:?}"));
+                    tally.check(run.may_be_unknown(), Wrong::Broken, || {
+                        format!("{name:?} is unknown: {planned:?}")
+                    });
                 }
             }
         }

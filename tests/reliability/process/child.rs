@@ -1,4 +1,5 @@
-//! The process that is killed: a service under load, which says each answer as soon as it has it.
+//! What the process does: a service under load, which says each answer as soon as it has it.
+#![allow(unsafe_code, reason = "rusqlite has no call for the limit of the heap")]
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -8,30 +9,31 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
+use rusqlite::ffi;
 use solewriter::{Database, Drain, Outcome, RolledBack, Sabotage, Work, Write, WriteError, WriteTransaction};
 
-use super::plan::{self, IMPORT, Planned, Run};
+use super::plan::{self, IMPORT, Peril, Planned, Run};
 use super::points::{self, Point, say};
 use crate::common::faults::Faults;
 use crate::common::{HANG, Kind};
 
 /// What a child is told to do.
 #[derive(Clone, Debug)]
-pub(super) struct Orders {
-    pub(super) path: PathBuf,
-    pub(super) run: Run,
-    pub(super) sabotage: Option<Sabotage>,
+pub(crate) struct Orders {
+    pub(crate) path: PathBuf,
+    pub(crate) run: Run,
+    pub(crate) sabotage: Option<Sabotage>,
 }
 
-const PATH: &str = "SOLEWRITER_TEST_KILLS";
-const ORDERS: &str = "SOLEWRITER_TEST_KILLS_ORDERS";
+const PATH: &str = "SOLEWRITER_TEST_PROCESS";
+const ORDERS: &str = "SOLEWRITER_TEST_PROCESS_ORDERS";
 
 impl Orders {
-    pub(super) fn environment(&self) -> [(&'static str, std::ffi::OsString); 2] {
-        let Self { path, run: Run { seed, number, point, .. }, sabotage } = self;
+    pub(crate) fn environment(&self) -> [(&'static str, std::ffi::OsString); 2] {
+        let Self { path, run: Run { seed, number, peril, point, .. }, sabotage } = self;
         let point = point.map_or("-".into(), |point| format!("{point:?}"));
         let sabotage = sabotage.map_or("-".into(), |sabotage| format!("{sabotage:?}"));
-        [(PATH, path.into()), (ORDERS, format!("{seed} {number} {point} {sabotage}").into())]
+        [(PATH, path.into()), (ORDERS, format!("{seed} {number} {peril:?} {point} {sabotage}").into())]
     }
 
     fn from_environment() -> Option<Self> {
@@ -40,8 +42,9 @@ impl Orders {
         let mut words = orders.split(' ');
         let mut next = || words.next().unwrap();
         let (seed, number) = (next().parse().unwrap(), next().parse().unwrap());
-        let run = Run::new(seed, number, Point::named(next()));
-        let sabotages = [Sabotage::AckBeforeCommit, Sabotage::NoFence];
+        let peril = Peril::named(next()).unwrap();
+        let run = Run::new(seed, number, Point::named(next())).amid(peril);
+        let sabotages = [Sabotage::AckBeforeCommit, Sabotage::NoFence, Sabotage::NormalForFull];
         let name = next();
         let sabotage = sabotages.into_iter().find(|sabotage| format!("{sabotage:?}") == name);
         Some(Self { path, run, sabotage })
@@ -55,7 +58,7 @@ static ANSWERS: AtomicU32 = AtomicU32::new(0);
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 /// Does as it is told; nothing in the tests' own process.
-pub(super) fn serve() {
+pub(crate) fn serve() {
     let Some(Orders { path, run, sabotage }) = Orders::from_environment() else { return };
     points::speak_into(std::io::stdout().as_fd().try_clone_to_owned().unwrap().into());
     let faults = Faults::register();
@@ -68,13 +71,18 @@ pub(super) fn serve() {
     runtime.block_on(async {
         match builder.open().await {
             Ok(db) => load(db, run).await,
-            Err(error) => say(&format!("wrong it can't be opened: {error}: {:?}", error.reason)),
+            Err(error) => say(&format!("unopened {error}: {:?}", error.reason)),
         }
     });
 }
 
 async fn load(db: Database, run: Run) {
     points::opened();
+    match run.peril {
+        Peril::HeapLimit => drop(std::thread::spawn(move || limit_heap(run))),
+        Peril::OutOfMemory => drop(std::thread::spawn(move || fill_memory(run))),
+        Peril::Kill | Peril::PowerCut | Peril::FailingCalls => {}
+    }
     let tasks: Vec<_> = run.tasks().map(|task| tokio::spawn(send(db.clone(), run, task))).collect();
     for _ in 0..2 {
         tokio::spawn(look(db.clone(), run));
@@ -100,6 +108,39 @@ async fn load(db: Database, run: Run) {
     let report = db.shutdown(Drain::within(HANG)).await;
     // What this one is here for is to be killed.
     say(&format!("end {report:?}"));
+}
+
+/// Lets SQLite have as much memory as it has, and a little more, for a moment at a time.
+fn limit_heap(run: Run) {
+    let mut rng = run.rng();
+    let limit = |bytes: i64| {
+        // SAFETY: both may be called at any time, by any thread.
+        unsafe {
+            ffi::sqlite3_hard_heap_limit64(if bytes == 0 { 0 } else { ffi::sqlite3_memory_used() + bytes })
+        };
+    };
+    loop {
+        std::thread::sleep(Duration::from_micros(rng.u64(0..5_000)));
+        limit(1 << rng.u8(0..16));
+        std::thread::sleep(Duration::from_micros(rng.u64(0..3_000)));
+        limit(0);
+    }
+}
+
+/// Takes memory until there is none.
+fn fill_memory(run: Run) {
+    let mut rng = run.rng();
+    std::thread::sleep(Duration::from_micros(rng.u64(0..200_000)));
+    let mut taken = Vec::new();
+    loop {
+        taken.push(vec![1_u8; 1 << 20]);
+        std::thread::sleep(Duration::from_micros(rng.u64(0..200)));
+    }
+}
+
+/// Wherever in it the error of SQLite is.
+fn is_without_memory(error: &WriteError) -> bool {
+    format!("{error:?}").contains("OutOfMemory")
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), WriteError>> + Send>>;
@@ -129,6 +170,11 @@ fn tell(planned: &Planned, answer: Result<(), WriteError>) {
         Some(_) => "unknown",
     };
     say(&format!("{told} {} {}", planned.doing.task, planned.doing.seq));
+    if let Err(error) = &answer
+        && is_without_memory(error)
+    {
+        say("without_memory once");
+    }
     ANSWERS.fetch_add(1, Ordering::Relaxed);
     if outcome == Some(Outcome::NotStarted) {
         // Nothing is written any more.

@@ -18,7 +18,7 @@ use crate::common::faults::{By, Fault, Faults, Of, Op, ShmLock};
 
 /// A moment in the life of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Point {
+pub(crate) enum Point {
     /// After BEGIN, before any command.
     Begun,
     InCommand,
@@ -54,7 +54,7 @@ pub(super) enum Point {
 }
 
 impl Point {
-    pub(super) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Begun,
         Self::InCommand,
         Self::BetweenCommands,
@@ -76,17 +76,17 @@ impl Point {
         Self::Close,
     ];
 
-    pub(super) fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|point| format!("{point:?}") == name)
     }
 
     /// Whether it needs a sync of a COMMIT that fails.
-    pub(super) fn is_of_fence(self) -> bool {
+    pub(crate) fn is_of_fence(self) -> bool {
         matches!(self, Self::Fence | Self::AfterFence | Self::InDoubt)
     }
 
     /// Whether it needs a COMMIT that writes all there is to write.
-    pub(super) fn is_of_commit(self) -> bool {
+    pub(crate) fn is_of_commit(self) -> bool {
         let is_within = matches!(self, Self::BeforeCommit | Self::BetweenCommitWrites | Self::CommitSync);
         is_within || self == Self::AfterCommit || self.is_of_fence()
     }
@@ -132,12 +132,12 @@ static ARMED: OnceLock<Armed> = OnceLock::new();
 static PIPE: OnceLock<File> = OnceLock::new();
 
 /// Where the words of this process go.
-pub(super) fn speak_into(pipe: File) {
+pub(crate) fn speak_into(pipe: File) {
     PIPE.set(pipe).unwrap();
 }
 
 /// Tells the parent, who has it for good once this returns.
-pub(super) fn say(word: &str) {
+pub(crate) fn say(word: &str) {
     let mut pipe = PIPE.get().unwrap();
     if pipe.write_all(format!("\n@{word}\n").as_bytes()).is_err() {
         // The parent is gone.
@@ -152,7 +152,7 @@ fn die(point: Point) -> ! {
 }
 
 /// Before the service is opened.
-pub(super) fn arm(run: Run, faults: &Faults) {
+pub(crate) fn arm(run: Run, faults: &Faults) {
     let mut rng = run.rng();
     let spared = run.point.map_or(SYNCS_BETWEEN_FAILURES, |point| point.spared(&mut rng));
     let armed = Armed {
@@ -173,7 +173,7 @@ pub(super) fn arm(run: Run, faults: &Faults) {
 }
 
 /// Once the service is open.
-pub(super) fn opened() {
+pub(crate) fn opened() {
     let armed = ARMED.get().unwrap();
     armed.faults.heal();
     armed.faults.on_lock(|lock| ARMED.get().unwrap().locked(lock));
@@ -190,7 +190,7 @@ pub(super) fn opened() {
 }
 
 /// Everything is answered, and the service is about to be closed.
-pub(super) fn closing() {
+pub(crate) fn closing() {
     let armed = ARMED.get().unwrap();
     let spared = armed.spared.load(Ordering::Relaxed);
     armed.die_at(Op::Write, Of::Database, By::Writer, spared);
@@ -198,14 +198,14 @@ pub(super) fn closing() {
 }
 
 /// Dies here, if it is time.
-pub(super) fn pass(point: Point) {
+pub(crate) fn pass(point: Point) {
     if ARMED.get().unwrap().is_due(point) {
         die(point);
     }
 }
 
 /// A closure begins on the writer.
-pub(super) fn command_begins(is_again: bool) {
+pub(crate) fn command_begins(is_again: bool) {
     let armed = ARMED.get().unwrap();
     if armed.commands.fetch_add(1, Ordering::Relaxed) > 0 {
         pass(Point::BetweenCommands);
@@ -223,7 +223,7 @@ pub(super) fn command_begins(is_again: bool) {
 }
 
 /// The parent knows of a command that a fence has undone it.
-pub(super) fn told_of_fence() {
+pub(crate) fn told_of_fence() {
     let armed = ARMED.get().unwrap();
     *armed.was_told.lock().unwrap() = true;
     armed.told.notify_all();
