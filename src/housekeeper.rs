@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ffi};
 
 use crate::board::{Board, Tried};
 use crate::config::Config;
@@ -22,6 +22,7 @@ use crate::queue::Queue;
 use crate::rules;
 use crate::sqlite_ffi;
 use crate::sync::lock;
+use crate::write_back::WriteBack;
 
 /// The writer's line to the housekeeper.
 ///
@@ -174,7 +175,8 @@ impl Housekeeper {
         queue: Arc<Queue>,
         config: Config,
     ) -> std::io::Result<Self> {
-        let house = House { connection, files, line: line.clone(), board, queue, config };
+        let write_back = WriteBack::of(&files);
+        let house = House { connection, files, write_back, line: line.clone(), board, queue, config };
         let name = format!("{}-checkpoint", house.config.name);
         let thread = std::thread::Builder::new().name(name).spawn(move || house.keep())?;
         Ok(Self { line, thread })
@@ -198,6 +200,7 @@ pub(crate) const LEFT_TO_WRITER: u64 = 256;
 struct House {
     connection: Connection,
     files: Arc<FileIdentities>,
+    write_back: WriteBack,
     line: Arc<Housekeeping>,
     board: Arc<Board>,
     queue: Arc<Queue>,
@@ -311,6 +314,7 @@ impl House {
             self.queue.ring();
             return None;
         }
+        let is_much = self.board.wal.pages_left() >= LEFT_TO_WRITER;
         let passive = CheckpointMode::Passive;
         let done = match connection::checkpoint(&self.connection, passive, Duration::ZERO) {
             Ok(done) => done,
@@ -321,9 +325,9 @@ impl House {
             }
         };
         // Beside a busy writer a checkpoint does not sync the file. Done here, the writer need not wait for it.
-        if let Err(error) = sqlite_ffi::sync_database_file(&self.connection) {
+        if let Err(cause) = self.sync_database_file(is_much) {
             // A retry on the same wal-index can corrupt the database at the next power loss. The writer decides.
-            self.line.fail(error.into());
+            self.line.fail(cause);
             self.queue.ring();
             return None;
         }
@@ -335,6 +339,16 @@ impl House {
             wal.checkpoints_blocked.fetch_add(1, Ordering::Relaxed);
         }
         Some(done)
+    }
+
+    fn sync_database_file(&self, is_much: bool) -> Result<(), Cause> {
+        if is_much {
+            self.write_back.run().map_err(|error| {
+                let failed = ffi::Error::new(ffi::SQLITE_IOERR_FSYNC);
+                Cause::from(rusqlite::Error::SqliteFailure(failed, Some(error.to_string())))
+            })?;
+        }
+        Ok(sqlite_ffi::sync_database_file(&self.connection)?)
     }
 }
 

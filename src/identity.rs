@@ -64,6 +64,13 @@ impl FileIdentities {
         let [database, ..] = &self.files;
         database.check()
     }
+
+    /// Device and inode of the database file.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn database(&self) -> (u64, u64) {
+        let [database, ..] = &self.files;
+        database.identity
+    }
 }
 
 impl DatabaseFile {
@@ -119,7 +126,7 @@ mod by_name {
         file: DatabaseFile,
         path: PathBuf,
         /// Device and inode.
-        identity: (u64, u64),
+        pub(super) identity: (u64, u64),
     }
 
     impl File {

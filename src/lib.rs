@@ -98,6 +98,7 @@ mod statements;
 mod sync;
 mod units;
 mod watchdog;
+mod write_back;
 
 /// The frame of the reliability tests, for those that need what is inside.
 #[cfg(test)]
