@@ -22,7 +22,7 @@ use crate::common::proof::{self, Proof, Tally, Wrong};
 use crate::process::child::Orders;
 use crate::process::plan::{Peril, Run};
 use crate::process::verify::Ledger;
-use crate::process::{self, Ended, When, create, open};
+use crate::process::{self, When, create, open};
 
 const NAME: &str = "failing_calls";
 
@@ -83,13 +83,14 @@ fn live(seed: u64, sabotage: Option<Sabotage>) -> Tally {
         let when = When::Said(rng.usize(0..1_500), Duration::from_micros(rng.u64(0..3_000)));
         // Where it can say nothing more, it is killed all the same.
         let patience = Duration::from_millis(rng.u64(500..2_500));
-        let Ended { told, status } = process::run(
+        let ended = process::run(
             &orders,
             &through_strace(&path, &trace, call, &inject),
             when,
             Some(patience),
             process::kill,
         );
+        let (told, status) = (ended.told(), ended.status);
         let injected = std::fs::read_to_string(&trace).unwrap().matches("(INJECTED)").count() as u64;
         tally.cases += u64::from(injected > 0);
         tally.add("failed_calls", injected);

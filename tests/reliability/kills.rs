@@ -21,7 +21,7 @@ use crate::process::child::Orders;
 use crate::process::plan::Run;
 use crate::process::points::Point;
 use crate::process::verify::Ledger;
-use crate::process::{self, Ended, When, create, open};
+use crate::process::{self, When, create, open};
 
 /// Kills at no point of the child's own choice, in the life of a file.
 const RANDOM_KILLS: usize = 11;
@@ -108,8 +108,8 @@ fn live(seed: u64, points: &[Option<Point>], sabotage: Option<Sabotage>, figures
             witness.get_or_insert_with(|| Witness { connection: open(&path), has_looked: false });
         }
         let orders = Orders { path: path.clone(), run, sabotage };
-        let Ended { told, status } =
-            process::run(&orders, &[], when(run.point, &mut rng), None, process::kill);
+        let ended = process::run(&orders, &[], when(run.point, &mut rng), None, process::kill);
+        let (told, status) = (ended.told(), ended.status);
         tally.cases += 1;
         let ended = (&told.end, &told.unopened);
         tally.check(ended == (&None, &None) && status.signal() == Some(9), Wrong::Broken, || {
@@ -168,8 +168,8 @@ fn edit(seed: u64) -> Tally {
     let is_plain = |run: &Run| !run.is_hostile && !run.is_failing;
     let run = (seed..).map(|seed| Run::new(seed, 0, None)).find(is_plain).unwrap();
     let orders = Orders { path: path.clone(), run, sabotage: None };
-    let Ended { told, .. } =
-        process::run(&orders, &[], When::Said(2_000, Duration::ZERO), None, process::kill);
+    let ended = process::run(&orders, &[], When::Said(2_000, Duration::ZERO), None, process::kill);
+    let told = ended.told();
     edits::edit(&open(&path), &run, &told)
 }
 

@@ -16,7 +16,7 @@ use crate::common::proof::{self, Proof, Tally, Wrong};
 use crate::process::child::Orders;
 use crate::process::plan::{Peril, Run};
 use crate::process::verify::Ledger;
-use crate::process::{self, Ended, When, create, open};
+use crate::process::{self, When, create, open};
 
 /// Processes in the life of a file.
 const LIVES: u32 = 6;
@@ -42,8 +42,8 @@ fn live_with_little_heap(seed: u64, sabotage: Option<Sabotage>) -> Tally {
         let orders = Orders { path: path.clone(), run, sabotage };
         let when = When::Said(rng.usize(0..3_000), Duration::from_micros(rng.u64(0..3_000)));
         // It may have stopped writing, with answers that say so.
-        let Ended { told, status } =
-            process::run(&orders, &[], when, Some(Duration::from_secs(5)), process::kill);
+        let ended = process::run(&orders, &[], when, Some(Duration::from_secs(5)), process::kill);
+        let (told, status) = (ended.told(), ended.status);
         tally.cases += 1;
         tally.check(status.signal() == Some(9) || status.success(), Wrong::Broken, || {
             format!("{run:?}: {status}")
@@ -89,7 +89,8 @@ fn live_until_memory_is_full(seed: u64, sabotage: Option<Sabotage>) -> Tally {
             "echo $$ >\"$0\" && exec \"$@\"".into(),
             group.processes().into_os_string(),
         ];
-        let Ended { told, status } = process::run(&orders, &enter, When::Never, None, process::kill);
+        let ended = process::run(&orders, &enter, When::Never, None, process::kill);
+        let (told, status) = (ended.told(), ended.status);
         tally.cases += 1;
         tally.check(status.signal() == Some(9), Wrong::Broken, || format!("{run:?}: {status}"));
         told.count_in(&mut tally);

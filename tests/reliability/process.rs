@@ -53,8 +53,25 @@ pub(crate) fn open(path: &Path) -> Connection {
 
 /// What is left of a process.
 pub(crate) struct Ended {
-    pub(crate) told: Told,
+    heard: Vec<u8>,
     pub(crate) status: ExitStatus,
+}
+
+impl Ended {
+    pub(crate) fn told(&self) -> Told {
+        self.told_until(Duration::MAX)
+    }
+
+    /// What it had said by a [moment](now).
+    pub(crate) fn told_until(&self, end: Duration) -> Told {
+        Told::parse(&self.heard, end)
+    }
+}
+
+/// By the clock that all processes share.
+pub(crate) fn now() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).unwrap())
 }
 
 /// When the parent strikes.
@@ -131,7 +148,7 @@ pub(crate) fn run(
             strike_at = Some(Instant::now() + then);
         }
     }
-    Ended { told: Told::parse(&heard), status: child.0.wait().unwrap() }
+    Ended { heard, status: child.0.wait().unwrap() }
 }
 
 /// What most parents do: SIGKILL.

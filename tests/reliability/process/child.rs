@@ -173,7 +173,7 @@ fn tell(planned: &Planned, answer: Result<(), WriteError>) {
     if let Err(error) = &answer
         && is_without_memory(error)
     {
-        say("without_memory once");
+        say("without_memory");
     }
     ANSWERS.fetch_add(1, Ordering::Relaxed);
     if outcome == Some(Outcome::NotStarted) {

@@ -15,6 +15,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use super::plan::Run;
 use crate::common::HANG;
 use crate::common::faults::{By, Fault, Faults, Of, Op, ShmLock};
+use crate::process;
 
 /// A moment in the life of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,10 +137,11 @@ pub(crate) fn speak_into(pipe: File) {
     PIPE.set(pipe).unwrap();
 }
 
-/// Tells the parent, who has it for good once this returns.
+/// Tells the parent, who has it for good once this returns, and since when it holds.
 pub(crate) fn say(word: &str) {
+    let now = process::now().as_nanos();
     let mut pipe = PIPE.get().unwrap();
-    if pipe.write_all(format!("\n@{word}\n").as_bytes()).is_err() {
+    if pipe.write_all(format!("\n@{now} {word}\n").as_bytes()).is_err() {
         // The parent is gone.
         std::process::exit(1);
     }

@@ -1,6 +1,7 @@
 //! Compares a file with everything that was said of it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _};
 
@@ -37,14 +38,18 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    /// A word that was cut off was not said.
-    pub(crate) fn parse(said: &[u8]) -> Self {
+    /// A word that was cut off was not said, and one that was said after the `end` does not count.
+    pub(crate) fn parse(said: &[u8], end: Duration) -> Self {
         let said = String::from_utf8_lossy(said);
         let mut told = Self::default();
         for line in said.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
-            let Some((word, rest)) = line.strip_prefix('@').and_then(|line| line.split_once(' ')) else {
+            let Some((time, said)) = line.strip_prefix('@').and_then(|line| line.split_once(' ')) else {
                 continue;
             };
+            if Duration::from_nanos(time.parse().unwrap()) >= end {
+                continue;
+            }
+            let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
             let mut numbers = rest.split(' ').map_while(|number| number.parse().ok());
             let mut next = || numbers.next().unwrap();
             match word {

@@ -9,6 +9,8 @@ use peers_common::{Durability, Workload};
 pub(crate) enum Role {
     Ours,
     Peer,
+    /// Another engine, which no limit of SQLite holds for: shown, and not what the peers' best is taken from.
+    Outsider,
     /// A loop on a plain connection.
     Limit,
 }
@@ -29,7 +31,7 @@ const SYSTEMS: [System; 12] = [
     System { name: "r2d2_sqlite", program: "peers-sqlx", role: Role::Peer },
     System { name: "sqlx-pool-10", program: "peers-sqlx", role: Role::Peer },
     System { name: "sqlx-writer-1", program: "peers-sqlx", role: Role::Peer },
-    System { name: "turso", program: "peers-turso", role: Role::Peer },
+    System { name: "turso", program: "peers-turso", role: Role::Outsider },
     System { name: "raw-autocommit", program: "peers-rusqlite", role: Role::Limit },
     System { name: "raw-64", program: "peers-rusqlite", role: Role::Limit },
     System { name: "raw-512", program: "peers-rusqlite", role: Role::Limit },
