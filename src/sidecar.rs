@@ -31,7 +31,12 @@ impl Sidecar {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        {
+            // Who else can write to the directory could have the lock file lead to another, which would be emptied here.
+            // SQLite opens its own files in this way too.
+            use std::os::unix::fs::OpenOptionsExt;
+            options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        }
         let mut file = match options.open(&at) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {

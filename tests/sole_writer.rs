@@ -185,3 +185,15 @@ async fn the_files_are_for_their_owner_only_and_the_lock_file_stays_the_same_fil
     again.shutdown(Drain::within(HANG)).await.unwrap();
     assert_eq!(lock.metadata().unwrap().ino(), inode);
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lock_file_that_leads_to_another_file_is_refused_and_that_file_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("test.db"), dir.path().join("other"));
+    std::fs::write(&other, "precious").unwrap();
+    std::os::unix::fs::symlink(&other, beside(&path, "-solewriter")).unwrap();
+    let refused = open(&path, |_| ()).await.unwrap_err();
+    assert!(matches!(refused.reason, OpenErrorReason::Io(_)), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "precious");
+}

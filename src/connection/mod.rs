@@ -154,7 +154,8 @@ pub(crate) fn open(
     let connection = match &location.vfs {
         Some(vfs) => Connection::open_with_flags_and_vfs(&location.path, role.flags(), vfs.as_str()),
         None => Connection::open_with_flags(&location.path, role.flags()),
-    }?;
+    }
+    .map_err(|error| without_path(error, &location.path))?;
     is_ours().map_err(OpenErrorReason::Sqlite)?;
     if sqlite_ffi::has_moved(&connection) {
         return Err(OpenErrorReason::Sqlite(Replaced::DATABASE.into()));
@@ -165,6 +166,17 @@ pub(crate) fn open(
             refuse(connection, location);
             Err(reason)
         }
+    }
+}
+
+/// rusqlite puts the path into what it says of an open that failed. Who opens the database is told it anyway; but later
+/// opens fail in the log and in the health too, where nobody is told the folder.
+fn without_path(error: rusqlite::Error, path: &Path) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(code, Some(message)) if message.contains(&*path.to_string_lossy()) => {
+            rusqlite::Error::SqliteFailure(code, None)
+        }
+        error => error,
     }
 }
 

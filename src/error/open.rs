@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::PathBuf;
 
+use rusqlite::ffi;
+
 use super::{Cause, sqlite_extended_code};
 use crate::config::ConfigError;
 
@@ -167,18 +169,24 @@ impl StdError for OpenError {
     }
 }
 
-/// The same reason, for callers who share it.
+/// The same reason, for everyone whom a later open that fails concerns: callers, the log, the health.
+///
+/// What a hook says is for who opens the database. It may name other files, or hold a key.
 impl From<OpenErrorReason> for Cause {
     fn from(reason: OpenErrorReason) -> Self {
-        match reason {
-            OpenErrorReason::Sqlite(cause)
-            | OpenErrorReason::OnConnect(cause)
-            | OpenErrorReason::NotADatabase(cause) => cause,
-            other => {
-                let cannot_open = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
-                Self::from(rusqlite::Error::SqliteFailure(cannot_open, Some(other.to_string())))
+        let (code, message) = match reason {
+            OpenErrorReason::Sqlite(cause) | OpenErrorReason::NotADatabase(cause) => return cause,
+            OpenErrorReason::OnConnect(cause) => {
+                let code = cause.as_sqlite().sqlite_error().map(|error| error.extended_code);
+                let why = code.map_or("an error of its own", ffi::code_to_str);
+                (code.unwrap_or(ffi::SQLITE_CANTOPEN), format!("the hook for its connections failed: {why}"))
             }
-        }
+            OpenErrorReason::OnConnectPanicked { .. } => {
+                (ffi::SQLITE_CANTOPEN, "the hook for its connections panicked".into())
+            }
+            other => (ffi::SQLITE_CANTOPEN, other.to_string()),
+        };
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(message)).into()
     }
 }
 
