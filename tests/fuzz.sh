@@ -17,7 +17,7 @@ commands       AckBeforeCommit NoFence
 config         LosesHours
 damaged_files  RowDeleted
 '
-names=$(awk '{ print $1 }' <<<"$targets")
+names=$(awk 'NF { print $1 }' <<<"$targets")
 canary_seconds=60
 
 usage() {

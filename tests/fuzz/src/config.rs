@@ -11,8 +11,8 @@ use solewriter::{
     OpenErrorReason, ReadError, WriteError,
 };
 
-use crate::common::{HANG, plain};
 use crate::common::proof::{Tally, Wrong};
+use crate::common::{HANG, plain};
 use crate::frame;
 
 /// Takes the bytes for a configuration.
@@ -328,7 +328,11 @@ fn is_a_limit(error: &WriteError) -> bool {
     matches!(
         error,
         WriteError::NotStarted(
-            TooLarge { .. } | WaitedTooLong { .. } | QueueFull { .. } | WalFull { .. } | DeadlineExceeded { .. }
+            TooLarge { .. }
+                | WaitedTooLong { .. }
+                | QueueFull { .. }
+                | WalFull { .. }
+                | DeadlineExceeded { .. }
         )
     )
 }
@@ -349,7 +353,9 @@ async fn use_all(db: &Database, tally: &mut Tally) -> bool {
         Ok(rows) => *rows == 1 && written.is_ok(),
         // There is no table.
         Err(ReadError::Query(_)) => written.is_err(),
-        Err(ReadError::NoReader { .. } | ReadError::Ended { .. } | ReadError::DeadlineExceeded { .. }) => true,
+        Err(ReadError::NoReader { .. } | ReadError::Ended { .. } | ReadError::DeadlineExceeded { .. }) => {
+            true
+        }
         Err(_) => false,
     };
     tally.check(is_true, Wrong::Broken, || format!("{read:?} after {written:?}"));
@@ -357,9 +363,8 @@ async fn use_all(db: &Database, tally: &mut Tally) -> bool {
         drop(snapshot.read(|tx| tx.query_row("SELECT 1", (), |_| Ok(()))).await);
     }
     let import = db.import("use", stream::iter(100..110_i64)).batch(Batch::Adaptive).lost_batches_max(1);
-    let apply = |tx: &mut solewriter::WriteTransaction<'_>, x: &i64| {
-        tx.execute("INSERT INTO t VALUES (?1)", [x])
-    };
+    let apply =
+        |tx: &mut solewriter::WriteTransaction<'_>, x: &i64| tx.execute("INSERT INTO t VALUES (?1)", [x]);
     let imported = import.run(apply).await.map_err(|error| error.failure);
     tally.add("imported", u64::from(imported.is_ok()));
     let checked = db.maintain("use", |m| m.integrity_check()).await;

@@ -225,8 +225,7 @@ impl<'p> Life<'p> {
         if let Some(deadline) = sent.what.deadline().or(sent.deadline) {
             write = write.deadline(deadline);
         }
-        let receipt =
-            if self.plan.is_small { write.try_submit()? } else { self.wait(soon(write.submit()))? };
+        let receipt = if self.plan.is_small { write.try_submit()? } else { self.wait(soon(write.submit()))? };
         Ok(Box::pin(async move { receipt.await.map(drop) }))
     }
 
@@ -305,9 +304,7 @@ impl<'p> Life<'p> {
             Err(WriteError::RolledBack(reason)) => match reason {
                 RolledBack::DeadlineExceeded { .. } => has_deadline,
                 // Only where one that can't run again has been run, or calls have failed.
-                RolledBack::GroupLost(_) => {
-                    !self.is_calm() || (sent.kind == Kind::Once && self.has_enders)
-                }
+                RolledBack::GroupLost(_) => !self.is_calm() || (sent.kind == Kind::Once && self.has_enders),
                 RolledBack::Environment(_) => !self.is_calm() && has_code(),
                 _ => false,
             },
@@ -639,7 +636,8 @@ fn builder(plan: &Plan, path: &Path, faults: &Faults) -> solewriter::Builder {
 
 /// Nothing is left of what failed commands have done to other tables.
 fn check_rest(path: &Path, files: &mut Tally) {
-    let left = "SELECT (SELECT count(*) FROM child) + (SELECT count(*) FROM trap) + (SELECT count(*) FROM total) - 1
+    let left =
+        "SELECT (SELECT count(*) FROM child) + (SELECT count(*) FROM trap) + (SELECT count(*) FROM total) - 1
          + (SELECT count(*) FROM sqlite_schema WHERE name NOT IN
              ('part', 'mirror', 'total', 'filler', 'by_size', 'added', 'parent', 'child', 'trap')
              AND name NOT LIKE 'sqlite%' AND name NOT LIKE 'solewriter%')
