@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 # Each target and its canaries.
 targets='
 commands       AckBeforeCommit NoFence
-config         LosesHours
+config         LosesMillis
 damaged_files  RowDeleted
 '
 names=$(awk 'NF { print $1 }' <<<"$targets")

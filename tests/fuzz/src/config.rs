@@ -2,9 +2,10 @@
 //! it survives to be written down, and a service opens with it.
 
 use std::fmt::Debug;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use arbitrary::{Arbitrary, Result, Unstructured};
+use arbitrary::{Result, Unstructured};
 use futures_util::stream;
 use solewriter::{
     Batch, Checkpoints, Config, ConfigError, Database, Drain, Durability, HealthLimits, NotStarted,
@@ -19,10 +20,10 @@ use crate::frame;
 pub fn run(bytes: &[u8]) {
     let Some((form, bytes)) = bytes.split_first() else { return };
     let mut tally = Tally::of_one_case();
-    let config = match (form % 3, std::str::from_utf8(bytes)) {
+    let config = match (form % 4, std::str::from_utf8(bytes)) {
         (0, Ok(text)) => of_toml(text, &mut tally),
         (1, Ok(text)) => of_json(text, &mut tally),
-        (2, _) => of_fields(bytes, &mut tally),
+        (2.., _) => of_fields(bytes, &mut tally),
         _ => return,
     };
     if let Some(config) = &config {
@@ -61,24 +62,18 @@ fn of_json(text: &str, tally: &mut Tally) -> Option<Config> {
 
 /// A table that is refused is refused by the name of something in it, or of what does not fit it.
 fn see_refused<'k>(error: &str, keys: impl Iterator<Item = &'k String>, tally: &mut Tally) {
-    let mut names = keys.map(String::as_str).chain(fields());
-    let is_named = names.any(|name| error.contains(name));
+    let is_named = keys.chain(FIELDS.iter()).any(|name| error.contains(name.as_str()));
     tally.check(is_named, Wrong::Broken, || format!("no field is named: {error}"));
     tally.add("refused", 1);
 }
 
 /// Every field as it is written down.
-fn fields() -> impl Iterator<Item = &'static str> {
-    thread_local! {
-        static FIELDS: &'static serde_json::Map<String, serde_json::Value> = {
-            let serde_json::Value::Object(fields) = serde_json::to_value(Config::default()).unwrap() else {
-                unreachable!("a configuration is a table");
-            };
-            Box::leak(Box::new(fields))
-        };
-    }
-    FIELDS.with(|fields| *fields).keys().map(String::as_str)
-}
+static FIELDS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let serde_json::Value::Object(fields) = serde_json::to_value(Config::default()).unwrap() else {
+        unreachable!("a configuration is a table");
+    };
+    fields.keys().cloned().collect()
+});
 
 fn of_fields(bytes: &[u8], tally: &mut Tally) -> Option<Config> {
     let config = any_config(&mut Unstructured::new(bytes)).ok()?;
@@ -87,7 +82,7 @@ fn of_fields(bytes: &[u8], tally: &mut Tally) -> Option<Config> {
         Err(error) => error,
     };
     let ConfigError { field, reason, .. } = error;
-    let is_field = fields().any(|name| field.split('.').next() == Some(name));
+    let is_field = FIELDS.iter().any(|name| field.split('.').next() == Some(name));
     tally.check(is_field && !reason.is_empty(), Wrong::Broken, || format!("what is {field}? {error}"));
     // Written down and read again it is refused for the same reason.
     if is_in_whole_millis(&config) {
@@ -138,8 +133,9 @@ fn number<T: TryFrom<u64>>(u: &mut Unstructured<'_>, usual: u64) -> Result<T> {
         u64::MAX,
     ];
     let number = match u.arbitrary::<u8>()? {
-        byte @ 0..26 => ENDS[usize::from(byte)],
-        26..80 => u.arbitrary::<u32>()?.into(),
+        // Where the bytes end, the rest is as usual.
+        byte @ 1..27 => ENDS[usize::from(byte) - 1],
+        27..80 => u.arbitrary::<u32>()?.into(),
         _ => usual,
     };
     // What does not fit is cut off.
@@ -149,7 +145,6 @@ fn number<T: TryFrom<u64>>(u: &mut Unstructured<'_>, usual: u64) -> Result<T> {
 fn time(u: &mut Unstructured<'_>, usual: Duration) -> Result<Duration> {
     const DAY: Duration = Duration::from_secs(86_400);
     Ok(match u.arbitrary::<u8>()? {
-        0 => Duration::ZERO,
         1 => Duration::from_nanos(1),
         2 => Duration::from_micros(999),
         3 => Duration::from_millis(1),
@@ -159,6 +154,7 @@ fn time(u: &mut Unstructured<'_>, usual: Duration) -> Result<Duration> {
         7 => Duration::from_millis(u64::MAX),
         8 => Duration::MAX,
         9 => Duration::from_secs(u64::MAX),
+        60 => Duration::ZERO,
         10..40 => Duration::from_millis(u.arbitrary::<u16>()?.into()),
         40..60 => Duration::from_nanos(u.arbitrary::<u32>()?.into()),
         _ => usual,
@@ -271,8 +267,11 @@ fn see_again<E: Debug>(
     tally: &mut Tally,
 ) {
     let again = again.map(|again| match frame::canary() {
-        // As if somebody had set a limit and forgotten to say so.
-        Some("LosesHours") => Config { busy_timeout: again.busy_timeout.min(HANG), ..again },
+        // As if it were written down in seconds.
+        Some("LosesMillis") => {
+            let busy_timeout = Duration::from_secs(again.busy_timeout.as_secs());
+            Config { busy_timeout, ..again }
+        }
         Some(unknown) => panic!("there is no canary {unknown}"),
         None => again,
     });
@@ -311,7 +310,7 @@ fn open(config: &Config, tally: &mut Tally) {
         Err(error) => tally.wrong(Wrong::Broken, || format!("not the same as itself: {error:?}")),
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let within = tokio::time::timeout(HANG, use_all(&db, tally));
+    let within = async { tokio::time::timeout(HANG, use_all(&db, tally)).await };
     let written = runtime.block_on(within).expect("it hangs");
     let closed = runtime.block_on(db.shutdown(Drain::within(HANG)));
     tally.check(closed.is_ok(), Wrong::Broken, || format!("the close: {closed:?}"));

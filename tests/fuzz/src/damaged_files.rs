@@ -95,7 +95,7 @@ fn damage_files(u: &mut Unstructured<'_>, kind: Kind, files: &mut Files) -> Resu
         if u.is_empty() {
             break;
         }
-        damage = damage.and(match u.arbitrary::<u8>()? {
+        let next = match u.arbitrary::<u8>()? {
             // By SQL, which would fail where something else is damaged.
             0..16 if !kind.is_hot() && damage.what.is_empty() => {
                 return Ok(damage::record(&mut Rng::with_seed(u.arbitrary::<u8>()?.into())));
@@ -103,7 +103,8 @@ fn damage_files(u: &mut Unstructured<'_>, kind: Kind, files: &mut Files) -> Resu
             16..80 => edit_wal(u, kind.page_bytes, files)?,
             80..112 => edit_shared_memory(u, files)?,
             _ => edit_database(u, kind.page_bytes, files)?,
-        });
+        };
+        damage = damage.and(next);
     }
     Ok(damage)
 }
