@@ -58,11 +58,12 @@ programs=$folder/$host/debug
 scratch=$(mktemp -d "$([ -d /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")/solewriter-fuzz-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 export SOLEWRITER_FUZZ_DIR=$scratch
-unset SOLEWRITER_FUZZ_CANARY
+unset SOLEWRITER_FUZZ_CANARY SOLEWRITER_FUZZ_SHOW
+export RUST_BACKTRACE=0
 seed=${SOLEWRITER_SEED:-1}
 
 if [ -n "$again" ]; then
-    "$programs/$wanted" -runs=100 -timeout=60 "$again"
+    SOLEWRITER_FUZZ_SHOW=1 "$programs/$wanted" -runs=100 -timeout=60 "$again"
     exit
 fi
 
@@ -71,7 +72,7 @@ fuzz() { # TARGET SECONDS ARTIFACTS CORPUS…
     local program=$programs/$1 limit=$2 artifacts=$3
     shift 3
     mkdir -p "$artifacts" "$1"
-    "$program" -max_total_time="$limit" -seed="$seed" -timeout=60 -rss_limit_mb=4096 -max_len=2048 \
+    "$program" -max_total_time="$limit" -seed="$seed" -timeout=60 -rss_limit_mb=4096 -max_len=2048 -len_control=0 \
         -print_final_stats=1 -artifact_prefix="$artifacts/" "$@"
 }
 

@@ -18,6 +18,7 @@ use plan::Plan;
 pub fn run(bytes: &[u8]) {
     // Where the bytes end, the plan does.
     let Ok(plan) = Plan::arbitrary(&mut Unstructured::new(bytes)) else { return };
+    frame::show(&plan);
     let tally = Life::new(&plan).live();
     frame::judge(tally, &plan);
 }

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use tempfile::TempDir;
@@ -54,6 +55,15 @@ extern "C" fn print() {
     }
     // Whoever does not read it has no need of it.
     drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// Prints a case before it is run, for one that hangs or crashes, if that is asked for.
+pub(crate) fn show(case: &impl Debug) {
+    static ONCE: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SOLEWRITER_FUZZ_SHOW").is_some());
+    static SHOWN: AtomicBool = AtomicBool::new(false);
+    if *ONCE && !SHOWN.swap(true, Ordering::Relaxed) {
+        drop(writeln!(std::io::stderr(), "{case:#?}"));
+    }
 }
 
 /// Takes in what was seen of a case.

@@ -248,14 +248,17 @@ impl<'p> Life<'p> {
 
     /// Waits for whatever is under way.
     fn settle(&mut self) {
-        if let Some(Gate { open, answer }) = self.gate.take() {
+        let gate = self.gate.take().map(|Gate { open, answer }| {
             // It may have failed long ago.
-            drop(open.send(()));
-            drop(self.wait(soon(answer)));
-        }
+            let _is_gone = open.send(()).is_err();
+            answer
+        });
         if let Some(foreign) = self.foreign.take() {
             // Fails where calls do; then it is rolled back.
-            drop(foreign.execute_batch("COMMIT"));
+            let _has_failed = foreign.execute_batch("COMMIT").is_err();
+        }
+        if let Some(answer) = gate {
+            let _has_failed = self.wait(soon(answer)).is_err();
         }
         for Waiting { command, sent, answer } in std::mem::take(&mut self.waiting) {
             let answer = self.wait(soon(answer));
@@ -296,6 +299,8 @@ impl<'p> Life<'p> {
             Err(WriteError::NotStarted(reason)) => match reason {
                 NotStarted::DeadlineExceeded { .. } => has_deadline,
                 NotStarted::QueueFull { .. } => self.plan.is_small,
+                // Another program holds the lock, or its call fails as if one did.
+                NotStarted::Busy(_) => (self.tally.counted("foreign") > 0 || !self.is_calm()) && has_code(),
                 NotStarted::DiskFull(_) | NotStarted::Unavailable(_) | NotStarted::Stopped(_) => {
                     !self.is_calm() && has_code()
                 }
@@ -452,9 +457,7 @@ impl<'p> Life<'p> {
             Maintenance::Check => m.integrity_check().map(|found| found.join(", ")),
             Maintenance::Optimize => m.optimize().map(|()| String::new()),
             Maintenance::Vacuum => m.vacuum().map(|()| String::new()),
-            Maintenance::Checkpoint => {
-                m.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(String::new()))
-            }
+            Maintenance::Reindex => m.execute_batch("REINDEX; ANALYZE").map(|()| String::new()),
         });
         let maintained = self.wait(soon(maintain));
         let calm = self.is_calm();
@@ -619,7 +622,7 @@ fn builder(plan: &Plan, path: &Path, faults: &Faults) -> solewriter::Builder {
         config.statement_cache_capacity = 8;
         config.breaker_failures = plan.breaker_failures;
         config.breaker_pause = Duration::from_millis(1);
-        config.busy_timeout = HANG;
+        config.busy_timeout = Duration::from_millis(300);
         config.foreign_gap = Duration::ZERO;
         config.value_bytes_max = VALUE_BYTES_MAX;
         config.bulk_hold_target = Duration::from_millis(2);

@@ -64,7 +64,7 @@ pub(super) enum Maintenance {
     Check,
     Optimize,
     Vacuum,
-    Checkpoint,
+    Reindex,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +150,7 @@ impl<'a> Arbitrary<'a> for Step {
             28 => Self::Import(Some(Duration::from_micros(u64::from(u.arbitrary::<u8>()?) * 20))),
             29 => Self::Maintain(choose(
                 u,
-                &[Maintenance::Check, Maintenance::Optimize, Maintenance::Vacuum, Maintenance::Checkpoint],
+                &[Maintenance::Check, Maintenance::Optimize, Maintenance::Vacuum, Maintenance::Reindex],
             )?),
             30 => Self::Foreign,
             31..37 => Self::Fail(u.arbitrary()?),
