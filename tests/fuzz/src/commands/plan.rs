@@ -234,6 +234,8 @@ impl<'a> Arbitrary<'a> for Failing {
             u,
             &[
                 (Op::Sync, Of::Wal),
+                (Op::Sync, Of::Wal),
+                (Op::Sync, Of::Wal),
                 (Op::Sync, Of::Database),
                 (Op::Write, Of::Wal),
                 (Op::Write, Of::Database),
