@@ -19,6 +19,7 @@ checkpoint_failures  --test reliability power_loss::checkpoint_failures
 kills                --test reliability kills::
 import_kills         --test import_resume kills::
 disk_full            --test reliability disk_full::
+random_commands      --test reliability fuzz::
 hostile_neighbours   --test hostile_neighbours
 histories            --test reliability histories::
 queue_schedules      --lib queue::tests::

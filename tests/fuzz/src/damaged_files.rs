@@ -4,6 +4,7 @@
 //! A case and what can be demanded of it are those of the reliability test `damaged_files`; the damage is chosen
 //! here byte by byte.
 
+#[allow(dead_code, reason = "the other test chooses at random")]
 #[path = "../../reliability/damaged_files/case.rs"]
 mod case;
 #[allow(dead_code, reason = "the other test chooses at random")]

@@ -4,16 +4,15 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::LazyLock;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rusqlite::{Connection, OpenFlags};
 use solewriter::{
-    Config, Database, Drain, Durability, ImportError, ImportFailure, ImportReport, Lane, NotStarted, OnDrop,
-    OpenErrorReason, Outcome, ReadEnd, ReadError, RolledBack, Sabotage, Snapshot, Unknown, Work, Write,
-    WriteError, WriteTransaction,
+    Builder, Config, Database, Drain, Durability, ImportError, ImportFailure, ImportReport, Lane, NotStarted,
+    OnDrop, OpenErrorReason, Outcome, ReadEnd, ReadError, RolledBack, Sabotage, Snapshot, Unknown, Work,
+    Write, WriteError, WriteTransaction,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -34,23 +33,13 @@ const ENTRIES: i64 = 30;
 /// The read and the snapshot whose SQL may not end.
 const TEXT_DEADLINE: Duration = hostile::PERHAPS_ENDLESS;
 
-/// Two for the whole process, since SQLite keeps a VFS for ever: one tears the writes that fail.
-static FAULTS: LazyLock<[Faults; 2]> = LazyLock::new(|| {
-    let both = [Faults::register(), Faults::register()];
-    both[1].tear_writes();
-    both
-});
-
-fn sabotage() -> Option<Sabotage> {
-    Some(match frame::canary()? {
-        "AckBeforeCommit" => Sabotage::AckBeforeCommit,
-        "NormalForFull" => Sabotage::NormalForFull,
-        "NoAutocommitCheck" => Sabotage::NoAutocommitCheck,
-        "NoFence" => Sabotage::NoFence,
-        "FenceAfterNormal" => Sabotage::FenceAfterNormal,
-        "RetryCheckpoints" => Sabotage::RetryCheckpoints,
-        unknown => panic!("there is no canary {unknown}"),
-    })
+thread_local! {
+    /// Two for a thread, since SQLite keeps a VFS for ever: one tears the writes that fail.
+    static FAULTS: [Faults; 2] = {
+        let both = [Faults::register(), Faults::register()];
+        both[1].tear_writes();
+        both
+    };
 }
 
 /// An empty database, made once for each size of a page.
@@ -89,7 +78,8 @@ pub(super) struct Life<'p> {
     _directory: TempDir,
     path: PathBuf,
     before: Image,
-    faults: &'static Faults,
+    faults: Faults,
+    sabotage: Option<Sabotage>,
     ledger: Ledger,
     db: Database,
     /// How many commands each lane was sent.
@@ -109,17 +99,17 @@ pub(super) struct Life<'p> {
 }
 
 impl<'p> Life<'p> {
-    pub(super) fn new(plan: &'p Plan) -> Self {
+    pub(super) fn new(plan: &'p Plan, sabotage: Option<Sabotage>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let directory = frame::directory();
         let path = directory.path().join("test.db");
-        let faults = &FAULTS[usize::from(plan.tears_writes)];
+        let faults = FAULTS.with(|both| both[usize::from(plan.tears_writes)].clone());
         faults.heal();
         faults.forget();
         let before = empty(plan.page_bytes);
         before.write(&path);
         faults.record();
-        let db = builder(plan, &path, faults).open_blocking().unwrap();
+        let db = builder(plan, &path, &faults, sabotage).open_blocking().unwrap();
         Self {
             plan,
             runtime,
@@ -127,6 +117,7 @@ impl<'p> Life<'p> {
             path,
             before,
             faults,
+            sabotage,
             ledger: Ledger::default(),
             db,
             sent: [0; 3],
@@ -423,7 +414,7 @@ impl<'p> Life<'p> {
     fn import(&mut self, limit: Option<Duration>) {
         // It would wait for the gate.
         self.settle();
-        let (ledger, faults) = (&self.ledger, self.faults);
+        let (ledger, faults) = (&self.ledger, &self.faults);
         let recorded = || faults.recorded();
         let import = import(&self.db, ENTRIES, 3, Notes { ledger, recorded: &recorded });
         match limit {
@@ -528,8 +519,8 @@ impl<'p> Life<'p> {
         self.close();
         (self.has_enders, self.has_stopped) = (false, false);
         self.tally.add("reopened", 1);
-        let Self { plan, path, faults, .. } = self;
-        let refused = match builder(plan, path, faults).open_blocking() {
+        let builder = || builder(self.plan, &self.path, &self.faults, self.sabotage);
+        let refused = match builder().open_blocking() {
             Ok(db) => {
                 self.db = db;
                 return;
@@ -544,7 +535,7 @@ impl<'p> Life<'p> {
         let example = || format!("calm: {calm}, an open: {refused:?}");
         self.tally.check(is_typed && !calm, Wrong::Broken, example);
         self.faults.heal();
-        self.db = builder(self.plan, &self.path, self.faults)
+        self.db = builder()
             .open_blocking()
             .unwrap_or_else(|error| panic!("it can't be opened any more: {error:?}, {:#?}", self.plan));
     }
@@ -610,7 +601,7 @@ impl<'p> Life<'p> {
     }
 }
 
-fn builder(plan: &Plan, path: &Path, faults: &Faults) -> solewriter::Builder {
+fn builder(plan: &Plan, path: &Path, faults: &Faults, sabotage: Option<Sabotage>) -> Builder {
     let config: Config = config_with(|config| {
         config.mmap_bytes = 0;
         (config.readers, config.readers_overflow) = (2, plan.readers_overflow);
@@ -631,7 +622,7 @@ fn builder(plan: &Plan, path: &Path, faults: &Faults) -> solewriter::Builder {
         }
     });
     let builder = Database::builder(path).config(config).vfs(faults.name());
-    match sabotage() {
+    match sabotage {
         Some(how) => builder.sabotage(how),
         None => builder,
     }
