@@ -173,7 +173,8 @@ pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()
 ///
 /// After a sync that failed the system may count what it could not write as written, and no later sync writes it.
 pub(crate) fn write_wal_again(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
-    const PIECE: usize = 1 << 20;
+    // As much as the largest page has: SQLite's VFS takes no more than 128 KiB at a time.
+    const PIECE: usize = 1 << 16;
     let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
     // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
     // `SQLITE_FCNTL_JOURNAL_POINTER` stores the file of the WAL into the pointer it is given; the file lives as long as
@@ -370,6 +371,23 @@ mod tests {
         let (mut db, _) = db.close().unwrap_err();
         finalize_leaked_statements(&mut db);
         db.close().unwrap();
+    }
+
+    #[test]
+    fn a_long_wal_is_written_again_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("again.db");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(900000))",
+        )
+        .unwrap();
+        let wal = || std::fs::read(directory.path().join("again.db-wal")).unwrap();
+        let before = wal();
+        write_wal_again(&db, before.len() as u64).unwrap();
+        assert!(before.len() > 900_000 && before == wal());
+        // There is no more of it.
+        write_wal_again(&db, before.len() as u64 + 1).unwrap_err();
     }
 
     #[test]
