@@ -39,7 +39,7 @@ pub enum Checkpoints {
 
 /// Settings of a service; every field has a default, so a configuration file names only what it changes.
 ///
-/// Durations are written in milliseconds under the name of the field plus `_ms`. Unknown fields and values
+/// Durations are written in whole milliseconds under the name of the field plus `_ms`. Unknown fields and values
 /// that make no sense are refused with the name of the field, when read and again at open.
 ///
 /// ```

@@ -236,6 +236,7 @@ impl<H> WriterThread<H> {
             self.herald.clone(),
             self.config.clone(),
         );
+        writer.unsynced_groups = connection.wal_is_in_doubt();
         #[cfg(feature = "sabotage")]
         {
             writer.sabotage = self.location.sabotage;
@@ -370,7 +371,11 @@ impl<H> WriterThread<H> {
         housekeeping: &Arc<Housekeeping>,
     ) -> Result<(WriteConnection, Housekeeper, Arc<ReaderPool>), OpenErrorReason> {
         // The writer first: it recovers the WAL after a crash, which a reader can't.
-        let connection = WriteConnection::open(&self.location, &self.config, &self.board, &|| Ok(()))?;
+        let mut connection = WriteConnection::open(&self.location, &self.config, &self.board, &|| Ok(()))?;
+        if let Err(error) = connection.make_wal_durable() {
+            connection.refuse(&self.location);
+            return Err(error.into());
+        }
         connection.recall_imports(&self.imports);
         let opened = ReaderPool::open(self.location.clone(), self.config.clone())
             .and_then(|readers| Ok((self.start_housekeeper(housekeeping, connection.files())?, readers)));

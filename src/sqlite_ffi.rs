@@ -169,6 +169,49 @@ pub(crate) fn sync_database_file(connection: &Connection) -> rusqlite::Result<()
     }
 }
 
+/// Writes the first bytes of the WAL once more, as they are, and syncs it. The caller holds the write lock.
+///
+/// After a sync that failed the system may count what it could not write as written, and no later sync writes it.
+pub(crate) fn write_wal_again(connection: &Connection, bytes: u64) -> rusqlite::Result<()> {
+    // As much as the largest page has: SQLite's VFS takes no more than 128 KiB at a time.
+    const PIECE: usize = 1 << 16;
+    let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
+    // SAFETY: the handle is valid while `connection` is borrowed, and no other thread uses it meanwhile.
+    // `SQLITE_FCNTL_JOURNAL_POINTER` stores the file of the WAL into the pointer it is given; the file lives as long as
+    // the connection has the WAL, and its methods, where there are any, have these in every version. Reads and writes
+    // stay within the piece.
+    let code = unsafe {
+        let out = ptr::from_mut(&mut file).cast();
+        let main = c"main".as_ptr();
+        let told =
+            ffi::sqlite3_file_control(connection.handle(), main, ffi::SQLITE_FCNTL_JOURNAL_POINTER, out);
+        if told != ffi::SQLITE_OK || file.is_null() || (*file).pMethods.is_null() {
+            return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), None));
+        }
+        let methods = &*(*file).pMethods;
+        let (Some(read), Some(write), Some(sync)) = (methods.xRead, methods.xWrite, methods.xSync) else {
+            return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), None));
+        };
+        let mut piece = vec![0_u8; PIECE];
+        let mut code = ffi::SQLITE_OK;
+        let mut done = 0;
+        while done < bytes && code == ffi::SQLITE_OK {
+            let count = (bytes - done).min(PIECE as u64);
+            let (n, at) = (count as c_int, done.cast_signed());
+            code = read(file, piece.as_mut_ptr().cast(), n, at);
+            if code == ffi::SQLITE_OK {
+                code = write(file, piece.as_ptr().cast(), n, at);
+            }
+            done += count;
+        }
+        if code == ffi::SQLITE_OK { sync(file, ffi::SQLITE_SYNC_FULL) } else { code }
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
+    }
+}
+
 /// Something that a statement would do, asked about while it is prepared
 /// (<https://www.sqlite.org/c3ref/set_authorizer.html>).
 ///
@@ -343,6 +386,23 @@ mod tests {
         let (mut db, _) = db.close().unwrap_err();
         finalize_leaked_statements(&mut db);
         db.close().unwrap();
+    }
+
+    #[test]
+    fn a_long_wal_is_written_again_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("again.db");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(900000))",
+        )
+        .unwrap();
+        let wal = || std::fs::read(directory.path().join("again.db-wal")).unwrap();
+        let before = wal();
+        write_wal_again(&db, before.len() as u64).unwrap();
+        assert!(before.len() > 900_000 && before == wal());
+        // There is no more of it.
+        write_wal_again(&db, before.len() as u64 + 1).unwrap_err();
     }
 
     #[test]

@@ -553,6 +553,18 @@ fn run(statement: &RefCell<Statement<'_>>) -> rusqlite::Result<()> {
     statement.borrow_mut().raw_execute().map(drop)
 }
 
+/// Does something while nobody writes, and writes nothing into the database itself.
+pub(crate) fn locked<T>(
+    connection: &Connection,
+    work: impl FnOnce() -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let done = work();
+    let ended = connection.execute_batch("ROLLBACK");
+    let done = done?;
+    ended.map(|()| done)
+}
+
 /// Begins a read transaction and takes its snapshot at once: BEGIN alone leaves that to the first statement,
 /// and what stands in the way of reading with it.
 pub(crate) fn begin_read(connection: &Connection) -> rusqlite::Result<()> {

@@ -9,8 +9,9 @@ mod common;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use common::disk::{Disk, Image};
 use common::faults::{By, CrashImage, Fault, Faults, Of, Op, stored, xs};
-use common::{Gate, HANG, Kind, beside, insert, soon};
+use common::{Gate, HANG, Kind, beside, in_memory_dir, insert, soon};
 use rusqlite::ffi;
 use solewriter::{
     Database, Drain, Durability, NotStarted, Outcome, Retry, RolledBack, ShutdownReport, Unknown, WriteError,
@@ -255,5 +256,41 @@ async fn after_groups_that_were_not_synced_a_commit_that_can_not_read_is_still_s
         insert(&db, 11).await.unwrap();
         assert!(!close(&db).stopped);
         assert_eq!(stored(&path), [0, 10, 11]);
+    }
+}
+
+// Writer                                  Disk
+// COMMIT of a NORMAL group                frames written, not synced
+// COMMIT of a FULL group: its sync fails  the frames are dropped, and count as written
+// stops; is opened anew                   the frames can still be read
+// COMMIT of a FULL group                  its frames are synced: a crash now must not lose them
+#[tokio::test]
+async fn what_a_failed_sync_has_dropped_is_written_again_before_anything_rests_on_it() {
+    let (dir, faults) = (in_memory_dir(), Faults::register());
+    let db = faults.create(&dir, |_| ());
+    let path = db.path().to_owned();
+    close(&db);
+    let before = Image::read(&path);
+    faults.record();
+    let db = faults.open(&path, |_| ());
+    insert(&db, 1).durability(Durability::Normal).await.unwrap();
+    faults.inject(Fault::new(Op::Sync, Of::Wal, ffi::SQLITE_IOERR_FSYNC).by(By::Writer).once());
+    is_unknown(&insert(&db, 2).await.unwrap_err(), ffi::SQLITE_IOERR_FSYNC);
+    assert!(close(&db).stopped);
+
+    let db = faults.open(&path, |_| ());
+    insert(&db, 3).await.unwrap();
+    let answered = faults.recorded();
+    close(&db);
+    let record = faults.take_record();
+    for seed in 0..100 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut disk = Disk::new(before.clone());
+        let lost_at = rng.usize(answered..=record.len());
+        record[..lost_at].iter().for_each(|recorded| disk.apply(recorded, &mut rng));
+        let image = dir.path().join("image.db");
+        disk.power_loss(&mut rng).write(&image);
+        let stored = stored(&image);
+        assert!(stored.contains(&3), "seed {seed}, after {lost_at} changes: {stored:?}");
     }
 }

@@ -24,6 +24,7 @@ heap_limits          --test reliability memory_limits::where
 out_of_memory        --test reliability memory_limits::what
 import_kills         --test import_resume kills::
 disk_full            --test reliability disk_full::
+random_commands      --test reliability fuzz::
 hostile_neighbours   --test hostile_neighbours
 histories            --test reliability histories::
 queue_schedules      --lib queue::tests::

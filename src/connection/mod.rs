@@ -21,8 +21,8 @@ use crate::sabotage::Sabotage;
 use crate::sqlite_ffi;
 
 pub(crate) use wal::{
-    CheckpointMode, Checkpointed, checkpoint, leave_wal_alone, require_wal_index, reset_wal_pages,
-    wal_commits, wal_pages, watch_wal,
+    CheckpointMode, Checkpointed, checkpoint, leave_wal_alone, make_wal_durable, require_wal_index,
+    reset_wal_pages, wal_commits, wal_pages, watch_wal,
 };
 
 /// The first version without the WAL-reset bug, which corrupts a database that one connection writes while

@@ -6,6 +6,9 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ffi};
 
+use crate::failure::Failure;
+use crate::{sqlite_ffi, transaction};
+
 thread_local! {
     static WAL_PAGES: Cell<u64> = const { Cell::new(0) };
     static WAL_COMMITS: Cell<u64> = const { Cell::new(0) };
@@ -119,6 +122,24 @@ pub(crate) fn require_wal_index(connection: &Connection) -> rusqlite::Result<()>
     let message =
         "the -shm file is damaged; copy the database and its -wal before the programs that have it open end";
     Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(message.into())))
+}
+
+/// Makes the WAL durable that was found at the open, before anything rests on it: a sync of it may have failed before,
+/// and what the system dropped then can still be read. Answers false where another process has the write lock.
+pub(crate) fn make_wal_durable(connection: &Connection, page_bytes: u64) -> rusqlite::Result<bool> {
+    /// <https://www.sqlite.org/fileformat2.html#wal_file_format>
+    const HEADER_BYTES: u64 = 32;
+    const FRAME_HEADER_BYTES: u64 = 24;
+    let pages = checkpoint(connection, CheckpointMode::Noop, Duration::ZERO)?.wal_pages;
+    if pages == 0 {
+        return Ok(true);
+    }
+    let bytes = HEADER_BYTES + pages * (FRAME_HEADER_BYTES + page_bytes);
+    match transaction::locked(connection, || sqlite_ffi::write_wal_again(connection, bytes)) {
+        Ok(()) => Ok(true),
+        Err(error) if Failure::of(&error) == Failure::Busy => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 pub(super) fn busy_timeout(connection: &Connection) -> rusqlite::Result<Duration> {

@@ -66,7 +66,7 @@ pub(crate) struct Writer {
     blocked: Option<Blocked>,
     foreign: ForeignWriter,
     /// Groups have been committed since the WAL was last synced.
-    unsynced_groups: bool,
+    pub(crate) unsynced_groups: bool,
     /// Set when the service closes: what is not finished by then is answered as not started.
     drain_until: Option<Instant>,
     not_reached: u64,
@@ -99,6 +99,9 @@ pub(crate) struct WriteConnection {
     user_code: UserCode,
     watchdog: Watchdog,
     files: Arc<FileIdentities>,
+    page_bytes: u64,
+    /// Nobody knows whether all of the WAL is durable.
+    wal_is_in_doubt: bool,
 }
 
 impl WriteConnection {
@@ -114,7 +117,7 @@ impl WriteConnection {
             Ok((user_code, watchdog, files, page_bytes)) => {
                 board.wal.set_page_bytes(page_bytes);
                 board.set_watchdog(watchdog.clone());
-                Ok(Self { connection, user_code, watchdog, files })
+                Ok(Self { connection, user_code, watchdog, files, page_bytes, wal_is_in_doubt: false })
             }
             Err(reason) => {
                 connection::refuse(connection, location);
@@ -135,6 +138,16 @@ impl WriteConnection {
         connection::require_wal_index(connection)?;
         let files = Arc::new(FileIdentities::record(&location.path).map_err(OpenErrorReason::Io)?);
         Ok((user_code, watchdog, files, page_bytes))
+    }
+
+    /// Makes durable what an earlier opening has left in the WAL, where nobody else writes.
+    pub(crate) fn make_wal_durable(&mut self) -> rusqlite::Result<()> {
+        self.wal_is_in_doubt = !connection::make_wal_durable(&self.connection, self.page_bytes)?;
+        Ok(())
+    }
+
+    pub(crate) fn wal_is_in_doubt(&self) -> bool {
+        self.wal_is_in_doubt
     }
 
     /// Reads what is written down of the imports of earlier openings.

@@ -99,6 +99,31 @@ impl Call {
     }
 }
 
+/// What a call fails with. Some can fail in two ways, and one of these looks as if it were not of the disk: damage, no
+/// space, somebody else's lock.
+pub(crate) const CODES: [fn(Call) -> c_int; 2] = [
+    |call| match call.op {
+        Op::Open => ffi::SQLITE_CANTOPEN,
+        Op::Read => ffi::SQLITE_IOERR_READ,
+        Op::Write => ffi::SQLITE_IOERR_WRITE,
+        Op::Sync => ffi::SQLITE_IOERR_FSYNC,
+        Op::Truncate => ffi::SQLITE_IOERR_TRUNCATE,
+        Op::Delete => ffi::SQLITE_IOERR_DELETE,
+        Op::Size => ffi::SQLITE_IOERR_FSTAT,
+        Op::Access => ffi::SQLITE_IOERR_ACCESS,
+        Op::FileLock => ffi::SQLITE_IOERR_LOCK,
+        Op::Lock => ffi::SQLITE_IOERR_SHMLOCK,
+        Op::Map => ffi::SQLITE_IOERR_SHMMAP,
+    },
+    |call| match call.op {
+        Op::Read => ffi::SQLITE_IOERR_SHORT_READ,
+        Op::Write => ffi::SQLITE_FULL,
+        Op::FileLock => ffi::SQLITE_BUSY,
+        Op::Lock => ffi::SQLITE_PROTOCOL,
+        _ => CODES[0](call),
+    },
+];
+
 /// Which calls fail, and how.
 pub(crate) struct Fault {
     op: Op,

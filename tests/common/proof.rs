@@ -98,6 +98,16 @@ impl Tally {
         self.cases >= cases || self.wrongs() >= EXAMPLES_MAX as u64
     }
 
+    /// Whatever else was counted, by name.
+    pub(crate) fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
+    }
+
+    /// Some of what is wrong.
+    pub(crate) fn examples(&self) -> &[String] {
+        &self.examples
+    }
+
     pub(crate) fn merge(&mut self, other: Self) {
         self.cases += other.cases;
         self.checks += other.checks;

@@ -16,11 +16,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rusqlite::ffi;
 use solewriter::{Database, Durability, OpenErrorReason, Sabotage};
 
 use crate::common::disk::{Disk, Image};
-use crate::common::faults::{Call, Faults, Hit, Lasts, Op};
+use crate::common::faults::{CODES, Call, Faults, Hit, Lasts};
 use crate::common::proof::{Proof, Tally, Wrong, is_long};
 use crate::common::{HANG, Kind, config_with, in_memory_dir, soon};
 use crate::ledger::{Answered, End, Ledger, PER_TASK, Told, examine};
@@ -39,31 +38,6 @@ const LASTS: [Lasts; 3] = [Lasts::Once, Lasts::ForItsKind, Lasts::ForAll];
 
 /// Seeds for the calls of one stride through a workload, with each duration and each code.
 const SEEDS_PER_STRIDE: usize = CALLS_MAX / STRIDE * LASTS.len() * CODES.len();
-
-/// What a call fails with. Some can fail in two ways, and one of these looks as if it were not of the disk: damage, no
-/// space, somebody else's lock.
-const CODES: [fn(Call) -> c_int; 2] = [
-    |call| match call.op {
-        Op::Open => ffi::SQLITE_CANTOPEN,
-        Op::Read => ffi::SQLITE_IOERR_READ,
-        Op::Write => ffi::SQLITE_IOERR_WRITE,
-        Op::Sync => ffi::SQLITE_IOERR_FSYNC,
-        Op::Truncate => ffi::SQLITE_IOERR_TRUNCATE,
-        Op::Delete => ffi::SQLITE_IOERR_DELETE,
-        Op::Size => ffi::SQLITE_IOERR_FSTAT,
-        Op::Access => ffi::SQLITE_IOERR_ACCESS,
-        Op::FileLock => ffi::SQLITE_IOERR_LOCK,
-        Op::Lock => ffi::SQLITE_IOERR_SHMLOCK,
-        Op::Map => ffi::SQLITE_IOERR_SHMMAP,
-    },
-    |call| match call.op {
-        Op::Read => ffi::SQLITE_IOERR_SHORT_READ,
-        Op::Write => ffi::SQLITE_FULL,
-        Op::FileLock => ffi::SQLITE_BUSY,
-        Op::Lock => ffi::SQLITE_PROTOCOL,
-        _ => CODES[0](call),
-    },
-];
 
 /// What fails in a run.
 #[derive(Clone, Copy, Debug)]

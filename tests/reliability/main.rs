@@ -9,10 +9,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[allow(dead_code, unreachable_pub, reason = "what libFuzzer needs of it")]
+#[path = "../fuzz/src/commands/mod.rs"]
+mod commands;
 mod compound_faults;
 mod damaged_files;
 mod disk_full;
 mod failing_calls;
+#[allow(dead_code, unreachable_pub, reason = "what libFuzzer needs of it")]
+#[path = "../fuzz/src/frame.rs"]
+mod frame;
+mod fuzz;
 mod histories;
 mod io_faults;
 mod kills;

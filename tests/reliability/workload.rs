@@ -96,7 +96,7 @@ impl Command for AddParts {
     }
 }
 
-fn add_parts(tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
+pub(crate) fn add_parts(tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
     for part in 0..parts(command) {
         tx.execute(INSERT, (command, part, payload(command, part)))?;
     }
@@ -119,7 +119,7 @@ fn add_nested(tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i
 }
 
 /// What a command does besides its parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Manner {
     Good,
     /// It writes them in savepoints.
@@ -151,7 +151,7 @@ impl Manner {
         matches!(self, Self::Good | Self::Nests | Self::Spills | Self::Churns)
     }
 
-    fn run(self, tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
+    pub(crate) fn run(self, tx: &mut WriteTransaction<'_>, command: i64) -> rusqlite::Result<i64> {
         let added = if self == Self::Nests { add_nested(tx, command)? } else { add_parts(tx, command)? };
         let payload = payload(command, 0);
         match self {

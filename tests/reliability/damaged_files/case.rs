@@ -57,14 +57,30 @@ pub(super) fn run(seed: u64, mode: Mode, goods: &Goods, directory: &Path) -> Rep
     let good = goods.get(kind);
     let path = directory.join(format!("{seed}.db"));
     let mut files = good.files.clone();
-    let in_use = kind.is_hot() && rng.u8(..10) == 0;
-    let damage = if in_use {
+    let damage = if kind.is_hot() && rng.u8(..10) == 0 {
         Damage::of_shared_memory_in_use()
     } else {
         damage::damage(&mut rng, kind, goods, &mut files)
     };
+    let mut report = use_damaged(rng, mode, good, &files, damage, path);
+    for (_, what) in &mut report.wrong {
+        *what = format!("{kind:?}, {what}");
+    }
+    report
+}
+
+/// Has files that are damaged used and looked at.
+pub(super) fn use_damaged(
+    rng: fastrand::Rng,
+    mode: Mode,
+    good: Rc<Good>,
+    files: &Files,
+    damage: Damage,
+    path: PathBuf,
+) -> Report {
     files.write(&path);
     damage.finish(&path);
+    let in_use = damage.is_in_use;
     let mut case = Case {
         rng,
         mode,
@@ -91,7 +107,7 @@ pub(super) fn run(seed: u64, mode: Mode, goods: &Goods, directory: &Path) -> Rep
     }
     let Case { mut report, damage, .. } = case;
     for (_, what) in &mut report.wrong {
-        *what = format!("{kind:?}, {}: {what}", damage.what);
+        *what = format!("{}: {what}", damage.what);
     }
     report
 }

@@ -8,8 +8,8 @@ use rusqlite::Connection;
 use super::good::{Files, Goods, IMPORT, Kind};
 
 /// SQLite writes and syncs the -wal file in frames with a header of this size, behind one for the whole file.
-const WAL_HEADER_BYTES: usize = 32;
-const FRAME_HEADER_BYTES: usize = 24;
+pub(super) const WAL_HEADER_BYTES: usize = 32;
+pub(super) const FRAME_HEADER_BYTES: usize = 24;
 const SECTOR_BYTES: usize = 512;
 
 /// What can be demanded of a damaged file.
@@ -29,23 +29,25 @@ pub(super) enum Reach {
 pub(super) struct Damage {
     pub(super) what: String,
     pub(super) reach: Reach,
+    /// The -shm file is damaged while another process uses it.
+    pub(super) is_in_use: bool,
     /// To be run once the file is written.
     sql: Option<String>,
 }
 
 impl Damage {
-    fn new(reach: Reach, what: impl Into<String>) -> Self {
-        Self { what: what.into(), reach, sql: None }
+    pub(super) fn new(reach: Reach, what: impl Into<String>) -> Self {
+        Self { what: what.into(), reach, is_in_use: false, sql: None }
     }
 
-    fn and(self, next: Self) -> Self {
+    pub(super) fn and(self, next: Self) -> Self {
         let what = if self.what.is_empty() { next.what } else { format!("{}, {}", self.what, next.what) };
-        Self { what, reach: self.reach.max(next.reach), sql: next.sql.or(self.sql) }
+        Self { what, reach: self.reach.max(next.reach), is_in_use: false, sql: next.sql.or(self.sql) }
     }
 
     /// The -shm file will be damaged while another process uses it.
     pub(super) fn of_shared_memory_in_use() -> Self {
-        Self::new(Reach::Anything, "shm in use")
+        Self { is_in_use: true, ..Self::new(Reach::Anything, "shm in use") }
     }
 
     /// Does what needs SQL.
@@ -299,7 +301,7 @@ const TEXTS: [&str; 5] = [
 ];
 
 /// Damages the records of the imports and nothing else, so that SQLite finds nothing wrong.
-fn record(rng: &mut fastrand::Rng) -> Damage {
+pub(super) fn record(rng: &mut fastrand::Rng) -> Damage {
     let number = NUMBERS[rng.usize(..NUMBERS.len())];
     let text = TEXTS[rng.usize(..TEXTS.len())];
     let integers = [
@@ -360,5 +362,5 @@ fn record(rng: &mut fastrand::Rng) -> Damage {
             others[rng.usize(..others.len())].into()
         }
     };
-    Damage { what: format!("{IMPORT}: {sql}"), reach: Reach::Records, sql: Some(sql) }
+    Damage { sql: Some(sql.clone()), ..Damage::new(Reach::Records, format!("{IMPORT}: {sql}")) }
 }

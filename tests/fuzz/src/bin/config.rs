@@ -1,0 +1,6 @@
+//! See the module of this name.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: solewriter_fuzz::frame::begin(), |bytes: &[u8]| {
+    solewriter_fuzz::config::run(bytes);
+});
