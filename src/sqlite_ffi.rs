@@ -440,7 +440,8 @@ mod tests {
         if let (Some(256), Some(left)) = (dirty, dirty_pages(&file))
             && left < 256
         {
-            assert_eq!(left, 128);
+            // Fewer, if the system has begun with the rest by itself.
+            assert!(left <= 128, "{left}");
             write_back(file.as_raw_fd(), 1 << 19, 1 << 19).unwrap();
             assert_eq!(dirty_pages(&file), Some(0));
         }

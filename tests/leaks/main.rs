@@ -39,7 +39,8 @@ use tempfile::TempDir;
 const FOR_EVER: &str = "WITH RECURSIVE n(i) AS (SELECT ?3 UNION ALL SELECT i + 1 FROM n) \
      SELECT max(i) FROM n WHERE ?1 <> ?2 AND ?4 > 0";
 
-const SHORT: Duration = Duration::from_millis(30);
+/// Long enough for a slow machine to begin, short enough to be waited for.
+const SHORT: Duration = Duration::from_millis(150);
 
 async fn vault() -> TestDb {
     let db = TestDb::open_with(|config| {
