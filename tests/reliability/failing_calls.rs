@@ -51,7 +51,7 @@ fn whatever_call_of_the_system_fails_every_answer_is_true() {
     let mut proof = Proof::new(NAME, 12, 300);
     proof.run(|seed| live(seed, None));
     let sabotage = Sabotage::NoFence;
-    proof.canary(sabotage, 40, |seed| live(seed, Some(sabotage)).only(Wrong::Ghost));
+    proof.canary(sabotage, 200, |seed| live(seed, Some(sabotage)).only(Wrong::Ghost));
     proof.finish();
 }
 

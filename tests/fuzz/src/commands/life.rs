@@ -561,14 +561,18 @@ impl<'p> Life<'p> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let failed = self.tally.counted("reads_failed");
-        self.read();
-        // A reader whose connection had failed is replaced by then.
-        if self.tally.counted("reads_failed") > failed {
-            let example = || "reads do not go on".into();
+        // Readers are replaced one by one, and wait while every connection is opened anew.
+        loop {
+            let failed = self.tally.counted("reads_failed");
             self.read();
-            let goes_on = self.tally.counted("reads_failed") == failed + 1;
-            self.tally.check(goes_on, Wrong::Broken, example);
+            if self.tally.counted("reads_failed") == failed {
+                break;
+            }
+            if Instant::now() > limit {
+                self.tally.wrong(Wrong::Broken, || "reads do not go on".into());
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
