@@ -5,10 +5,11 @@
 #
 # debug      SQLite with its own assertions, the expensive ones too
 # address    AddressSanitizer and LeakSanitizer, in SQLite too
-# valgrind   memcheck, for the tests that bear being slow
+# valgrind   memcheck, for the tests that bear being slow, in the build of `debug`
 #
 # SOLEWRITER_TESTS names the test files to run instead. The reliability tests do 99 cases each (SOLEWRITER_CASES), which is
-# too few for their canaries: here others notice. Each way is built in a folder of its own; fails if anything is found.
+# too few for their canaries: here others notice. Nothing is built in the folder of the usual tests; fails if anything is
+# found.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,6 +45,12 @@ export SOLEWRITER_CASES=${SOLEWRITER_CASES:-99}
 # The least that the chosen tests need: SQLite, and services that are broken on purpose.
 features=(--features sabotage)
 
+# This variable takes -D and -U only.
+debug() {
+    LIBSQLITE3_FLAGS='-DSQLITE_DEBUG -DSQLITE_ENABLE_EXPENSIVE_ASSERT' \
+        cargo test --locked "${features[@]}" --target-dir "$folder/debug" "$@"
+}
+
 targets() { # TEST…
     [ -n "${SOLEWRITER_TESTS-}" ] || echo --lib
     for test in "$@"; do echo "--test $test"; done
@@ -60,10 +67,7 @@ for way in $ways; do
     outcome=ok
     case $way in
     debug)
-        # This variable takes -D and -U only.
-        LIBSQLITE3_FLAGS='-DSQLITE_DEBUG -DSQLITE_ENABLE_EXPENSIVE_ASSERT' \
-            cargo test --locked "${features[@]}" --target-dir "$folder/$way" $(targets $tests) --no-fail-fast \
-            >"$log" 2>&1 || outcome=failed
+        debug $(targets $tests) --no-fail-fast >"$log" 2>&1 || outcome=failed
         found="assertions=$(grep -c 'Assertion .* failed' "$log" || true)"
         ;;
     address)
@@ -77,8 +81,7 @@ for way in $ways; do
         ;;
     valgrind)
         [ -n "${SOLEWRITER_TESTS-}" ] || tests=$(without "$too_slow" <<<"$tests")
-        programs=$(cargo test --locked "${features[@]}" --target-dir "$folder/$way" $(SOLEWRITER_TESTS=- targets $tests) \
-            --no-run --message-format=json 2>"$log" |
+        programs=$(debug $(SOLEWRITER_TESTS=- targets $tests) --no-run --message-format=json 2>"$log" |
             sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
         [ -n "$programs" ] || { tail -40 "$log" >&2 && exit 1; }
         for program in $programs; do
